@@ -1,0 +1,56 @@
+//! The connection pool that every process shares among its parts.
+
+use std::{str::FromStr, time::Duration};
+
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+/// Port on which Supabase's pooler speaks transaction mode, where prepared statements do not survive.
+const TRANSACTION_POOLER_PORT: u16 = 6543;
+
+/// How a process connects.
+#[derive(Debug, Clone)]
+pub struct PoolSettings {
+    /// `postgres://` address; it may carry a password, so it is never logged.
+    pub url: String,
+    /// Most connections that the process holds at once.
+    pub max_connections: u32,
+    /// Shown in `pg_stat_activity.application_name`.
+    pub application_name: String,
+    /// How long a caller waits for a free connection.
+    pub acquire_timeout: Duration,
+}
+
+impl PoolSettings {
+    /// Settings for a process: 8 connections, 5 s to get one.
+    #[must_use]
+    pub fn new(url: impl Into<String>, application_name: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            max_connections: 8,
+            application_name: application_name.into(),
+            acquire_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Builds the pool without connecting: a process must start while Postgres is still coming up.
+///
+/// # Errors
+/// When the address cannot be parsed.
+pub fn connect(settings: &PoolSettings) -> Result<PgPool, sqlx::Error> {
+    let mut options = PgConnectOptions::from_str(&settings.url)?
+        .application_name(&settings.application_name)
+        .options([("timezone", "UTC")]);
+    if options.get_port() == TRANSACTION_POOLER_PORT {
+        options = options.statement_cache_capacity(0);
+    }
+    Ok(PgPoolOptions::new()
+        .min_connections(0)
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .idle_timeout(Duration::from_secs(300))
+        .connect_lazy_with(options))
+}
