@@ -1,0 +1,4 @@
+//! The databases that tests get.
+
+mod database;
+mod private;
