@@ -1,0 +1,235 @@
+//! Names of instruments and labels, and the instruments of the bus, built once per process.
+//!
+//! Labels have few values: service, role, outcome. Never a tenant, an id or a text.
+
+use std::time::Duration;
+
+use cogo_contracts::Route;
+use opentelemetry::{
+    KeyValue,
+    metrics::{Counter, Histogram, Meter},
+};
+
+/// Names of instruments; the Prometheus form adds the unit and `_total`.
+pub mod name {
+    /// Histogram in `s`: how long one call of the bus took (send, receive, settle).
+    pub const CLIENT_OPERATION_DURATION: &str = "messaging.client.operation.duration";
+    /// Histogram in `s`: how long a handler worked on one attempt.
+    pub const PROCESS_DURATION: &str = "messaging.process.duration";
+    /// Counter: messages that the database accepted.
+    pub const SENT_MESSAGES: &str = "messaging.client.sent.messages";
+    /// Counter: messages claimed.
+    pub const CONSUMED_MESSAGES: &str = "messaging.client.consumed.messages";
+    /// Histogram in `s`: from created to claimed.
+    pub const WAIT_DURATION: &str = "cogo.bus.wait.duration";
+    /// Counter: claims that were taken over before their holder finished.
+    pub const LEASE_LOST: &str = "cogo.bus.lease.lost";
+    /// Counter: attempts that ended in another one.
+    pub const RETRIES: &str = "cogo.bus.retries";
+    /// Counter: messages given up.
+    pub const DEAD_LETTERS: &str = "cogo.bus.dead_letters";
+    /// Counter: messages taken back from holders whose lease had passed.
+    pub const RECLAIMED: &str = "cogo.bus.reclaimed";
+    /// Counter: messages whose time to live passed before they were started.
+    pub const EXPIRED: &str = "cogo.bus.expired";
+    /// Gauge over the whole bus: messages by status, service and role.
+    pub const BUS_MESSAGES: &str = "cogo_bus_messages";
+    /// Gauge over the whole bus: age of the oldest message that waits, in seconds.
+    pub const BUS_OLDEST_QUEUED_AGE: &str = "cogo_bus_oldest_queued_age_seconds";
+    /// Gauge over the registry: agents by state.
+    pub const AGENTS: &str = "cogo_agents";
+    /// Gauge in `By`: memory of the process.
+    pub const PROCESS_RESIDENT_MEMORY: &str = "process.resident_memory";
+    /// Counter in `s`: processor time of the process.
+    pub const PROCESS_CPU: &str = "process.cpu";
+    /// Gauge in `s`: when the process started.
+    pub const PROCESS_START_TIME: &str = "process.start_time";
+}
+
+/// Names of labels.
+pub mod label {
+    /// Always `cogo`.
+    pub const SYSTEM: &str = "messaging.system";
+    /// `send`, `receive` or `settle`.
+    pub const OPERATION: &str = "messaging.operation.name";
+    /// `<service>.<role>`, such as `rag.embed`.
+    pub const DESTINATION: &str = "messaging.destination.name";
+    /// What went wrong, one of a few words; absent on success.
+    pub const ERROR_TYPE: &str = "error.type";
+    /// First part of the routing key.
+    pub const SERVICE: &str = "service";
+    /// Second part of the routing key.
+    pub const ROLE: &str = "role";
+    /// How an attempt ended, see [`super::Outcome`].
+    pub const OUTCOME: &str = "outcome";
+    /// Status of a message.
+    pub const STATUS: &str = "status";
+    /// State of an agent.
+    pub const STATE: &str = "state";
+}
+
+/// Seconds; those that the semantic conventions of messaging give.
+const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Waiting also takes minutes when a queue backs up.
+const WAIT_SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How one attempt at a message ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Completed.
+    Done,
+    /// Queued again.
+    Retry,
+    /// Given up.
+    DeadLetter,
+    /// Somebody else owns the message by now.
+    LeaseLost,
+    /// Cancelled while it ran.
+    Cancelled,
+    /// Handed back unworked, as at a stop.
+    Released,
+}
+
+impl Outcome {
+    /// Value of the label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retry => "retry",
+            Self::DeadLetter => "dead_letter",
+            Self::LeaseLost => "lease_lost",
+            Self::Cancelled => "cancelled",
+            Self::Released => "released",
+        }
+    }
+}
+
+/// The instruments of the bus; clones record into the same ones.
+#[derive(Debug, Clone)]
+pub struct BusMetrics {
+    operation_duration: Histogram<f64>,
+    process_duration: Histogram<f64>,
+    wait_duration: Histogram<f64>,
+    sent: Counter<u64>,
+    consumed: Counter<u64>,
+    lease_lost: Counter<u64>,
+    retries: Counter<u64>,
+    dead_letters: Counter<u64>,
+    reclaimed: Counter<u64>,
+    expired: Counter<u64>,
+}
+
+impl BusMetrics {
+    /// Builds the instruments.
+    #[must_use]
+    pub fn new(meter: &Meter) -> Self {
+        let seconds = |name: &'static str, description: &'static str, bounds: &[f64]| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(description)
+                .with_boundaries(bounds.to_vec())
+                .build()
+        };
+        let count = |name: &'static str, description: &'static str| {
+            meter.u64_counter(name).with_unit("{message}").with_description(description).build()
+        };
+        Self {
+            operation_duration: seconds(name::CLIENT_OPERATION_DURATION, "Duration of one call of the bus", &SECONDS),
+            process_duration: seconds(name::PROCESS_DURATION, "Duration of one attempt at a message", &SECONDS),
+            wait_duration: seconds(name::WAIT_DURATION, "Time from created to claimed", &WAIT_SECONDS),
+            sent: count(name::SENT_MESSAGES, "Messages that the database accepted"),
+            consumed: count(name::CONSUMED_MESSAGES, "Messages claimed"),
+            lease_lost: count(name::LEASE_LOST, "Claims lost before they were finished"),
+            retries: count(name::RETRIES, "Attempts that ended in another one"),
+            dead_letters: count(name::DEAD_LETTERS, "Messages given up"),
+            reclaimed: count(name::RECLAIMED, "Messages taken back from holders whose lease had passed"),
+            expired: count(name::EXPIRED, "Messages whose time to live passed before they were started"),
+        }
+    }
+
+    /// Instruments that nobody reads, for tests and tools.
+    #[must_use]
+    pub fn unread() -> Self {
+        use opentelemetry::metrics::MeterProvider;
+        Self::new(&opentelemetry_sdk::metrics::SdkMeterProvider::builder().build().meter("unread"))
+    }
+
+    /// `count` messages of a route were accepted within `took`.
+    pub fn sent(&self, route: &Route, count: u64, took: Duration) {
+        self.operation_duration.record(took.as_secs_f64(), &operation("send", route));
+        self.sent.add(count, &operation("send", route));
+    }
+
+    /// A claim of a route took `took` and answered `count` messages.
+    pub fn received(&self, route: &Route, count: u64, took: Duration) {
+        self.operation_duration.record(took.as_secs_f64(), &operation("receive", route));
+        if count > 0 {
+            self.consumed.add(count, &operation("receive", route));
+        }
+    }
+
+    /// A message waited this long to be claimed.
+    pub fn waited(&self, route: &Route, wait: Duration) {
+        self.wait_duration.record(wait.as_secs_f64(), &queue(route));
+    }
+
+    /// An attempt ended after `worked` of work.
+    pub fn processed(&self, route: &Route, outcome: Outcome, worked: Duration) {
+        let mut labels = vec![
+            KeyValue::new(label::SYSTEM, "cogo"),
+            KeyValue::new(label::DESTINATION, destination(route)),
+            KeyValue::new(label::OUTCOME, outcome.as_str()),
+        ];
+        match outcome {
+            Outcome::Done | Outcome::Released => {}
+            Outcome::Cancelled => labels.push(KeyValue::new(label::ERROR_TYPE, "cancelled")),
+            Outcome::LeaseLost => {
+                labels.push(KeyValue::new(label::ERROR_TYPE, "lease_lost"));
+                self.lease_lost.add(1, &queue(route));
+            }
+            Outcome::Retry => {
+                labels.push(KeyValue::new(label::ERROR_TYPE, "handler_error"));
+                self.retries.add(1, &queue(route));
+            }
+            Outcome::DeadLetter => {
+                labels.push(KeyValue::new(label::ERROR_TYPE, "handler_error"));
+                self.dead_letters.add(1, &queue(route));
+            }
+        }
+        self.process_duration.record(worked.as_secs_f64(), &labels);
+    }
+
+    /// An answer to the bus (complete, fail, release) took this long.
+    pub fn settled(&self, route: &Route, took: Duration) {
+        self.operation_duration.record(took.as_secs_f64(), &operation("settle", route));
+    }
+
+    /// Messages were taken back from holders whose lease had passed.
+    pub fn reclaimed(&self, count: u64) {
+        self.reclaimed.add(count, &[]);
+    }
+
+    /// Messages ended unstarted because their time had passed.
+    pub fn expired(&self, count: u64) {
+        self.expired.add(count, &[]);
+    }
+}
+
+fn destination(route: &Route) -> String {
+    format!("{}.{}", route.service(), route.role())
+}
+
+fn operation(name: &'static str, route: &Route) -> [KeyValue; 3] {
+    [
+        KeyValue::new(label::SYSTEM, "cogo"),
+        KeyValue::new(label::OPERATION, name),
+        KeyValue::new(label::DESTINATION, destination(route)),
+    ]
+}
+
+fn queue(route: &Route) -> [KeyValue; 2] {
+    [KeyValue::new(label::SERVICE, route.service().to_owned()), KeyValue::new(label::ROLE, route.role().to_owned())]
+}
