@@ -664,7 +664,7 @@ declare
 begin
   for m in
     select t.* from public.agent_messages t
-     where t.status = 'claimed' and t.claimed_by = requeue_held.holder for update
+     where t.status = 'claimed' and t.claimed_by = requeue_held.holder order by t.id for update
   loop
     perform bus.settle_failure(m, reason, true, 0, 'bus.requeue_held');
     requeued := requeued + 1;

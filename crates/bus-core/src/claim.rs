@@ -1,0 +1,277 @@
+//! Claims: taking messages, keeping them, and the ways to end them. Each is fenced by `(holder, attempt)`.
+
+use std::time::Duration;
+
+use cogo_contracts::{NewMessage, Route};
+use serde_json::{Map, Value};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{Bus, Error};
+
+/// Whom a claim belongs to and which one it is; every write about it must match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The message.
+    pub id: Uuid,
+    /// Number of the claim, from 1.
+    pub attempt: i16,
+}
+
+/// What a worker asks for.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest<'a> {
+    /// The route it serves.
+    pub route: &'a Route,
+    /// The name of this run of the worker, unlike any other's.
+    pub holder: &'a str,
+    /// The name of the slot, for messages directed to it.
+    pub instance: Option<&'a str>,
+    /// At most this many, 1 to 1000.
+    pub max_messages: u16,
+    /// How long the worker owns them unless it extends.
+    pub lease: Duration,
+}
+
+/// A message in the hands of a worker.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Claimed {
+    /// Its id.
+    pub id: Uuid,
+    /// Number of this claim, from 1.
+    pub attempt: i16,
+    /// Counted attempts after which a failure is final.
+    pub max_attempts: i16,
+    /// Whose it is.
+    pub tenant: String,
+    /// The request.
+    pub payload: Value,
+    /// Trace context and other transport headers.
+    #[sqlx(json)]
+    pub headers: Map<String, Value>,
+    /// The task.
+    pub root_id: Uuid,
+    /// The message whose handler sent it.
+    pub parent_id: Option<Uuid>,
+    /// Key under which the sender waits.
+    pub reply_to: Option<String>,
+    /// Milliseconds between sending and this claim.
+    pub waited_ms: i64,
+    /// Milliseconds until its time to live passes, by the database clock at the claim.
+    pub remaining_ms: Option<i64>,
+}
+
+impl Claimed {
+    /// What every write about this claim must match.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        Fence { id: self.id, attempt: self.attempt }
+    }
+}
+
+/// The good end of a claim.
+#[derive(Debug, Clone, Default)]
+pub struct Completion {
+    /// The reply, at most 1 MiB.
+    pub result: Option<Value>,
+    /// Start of the reply for lists, at most 400 characters.
+    pub snippet: Option<String>,
+    /// Where a larger reply stands.
+    pub result_url: Option<String>,
+    /// Messages sent in the same transaction, as children of this one.
+    pub follow_ups: Vec<NewMessage>,
+}
+
+/// The bad end of a claim.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Why, safe to show.
+    pub reason: String,
+    /// Whether another attempt could do better.
+    pub retriable: bool,
+    /// When to try again; absent: exponential with jitter.
+    pub retry_after: Option<Duration>,
+}
+
+/// What a failure led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Another attempt follows.
+    Again,
+    /// It was given up.
+    DeadLetter,
+}
+
+impl Bus {
+    /// Takes up to `max_messages`, by priority then age.
+    ///
+    /// # Errors
+    /// When the database does not answer or refuses the request.
+    pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<Claimed>, Error> {
+        let claimed = sqlx::query_as(
+            "select id, attempt, max_attempts, tenant, payload, headers, root_id, parent_id, reply_to,
+                    waited_ms, remaining_ms
+               from bus.claim($1, $2, $3, $4, $5, $6, $7)
+              order by priority, created_at, id",
+        )
+        .bind(request.route.service())
+        .bind(request.route.role())
+        .bind(i32::from(request.route.shard()))
+        .bind(request.holder)
+        .bind(i32::from(request.max_messages))
+        .bind(milliseconds(request.lease))
+        .bind(request.instance)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(claimed)
+    }
+
+    /// How long until the next delayed message of a route is due; none if none waits.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn next_due(&self, route: &Route) -> Result<Option<Duration>, Error> {
+        let due: Option<i64> = sqlx::query_scalar("select bus.next_due($1, $2, $3)")
+            .bind(route.service())
+            .bind(route.role())
+            .bind(i32::from(route.shard()))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(due.map(|wait| Duration::from_millis(wait.unsigned_abs())))
+    }
+
+    /// Renews leases; answers the ids that are still the holder's. The others are lost.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn extend(&self, fences: &[Fence], holder: &str, lease: Duration) -> Result<Vec<Uuid>, Error> {
+        let (ids, attempts) = columns(fences);
+        let kept = sqlx::query_scalar("select id from bus.extend($1, $2, $3, $4)")
+            .bind(ids)
+            .bind(attempts)
+            .bind(holder)
+            .bind(milliseconds(lease))
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(kept)
+    }
+
+    /// Records the one completion; false if the claim is no longer the holder's, and then nothing was written.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when result or follow-ups are against the contract; [`Error::Database`] when the outcome is unknown.
+    pub async fn complete(&self, fence: &Fence, holder: &str, completion: &Completion) -> Result<bool, Error> {
+        let mut connection = self.pool.acquire().await?;
+        Self::complete_in(&mut connection, fence, holder, completion).await
+    }
+
+    /// The same inside the caller's transaction, for a handler whose own writes must stand or fall with the completion.
+    ///
+    /// # Errors
+    /// As [`Bus::complete`].
+    pub async fn complete_in(
+        connection: &mut PgConnection,
+        fence: &Fence,
+        holder: &str,
+        completion: &Completion,
+    ) -> Result<bool, Error> {
+        let recorded = sqlx::query_scalar("select bus.complete($1, $2, $3, $4, $5, $6, $7)")
+            .bind(fence.id)
+            .bind(holder)
+            .bind(fence.attempt)
+            .bind(&completion.result)
+            .bind(&completion.snippet)
+            .bind(&completion.result_url)
+            .bind(sqlx::types::Json(&completion.follow_ups))
+            .fetch_one(connection)
+            .await?;
+        Ok(recorded)
+    }
+
+    /// Ends the attempt with an error; none if the claim was no longer the holder's.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn fail(&self, fence: &Fence, holder: &str, failure: &Failure) -> Result<Option<Settled>, Error> {
+        let status: Option<String> = sqlx::query_scalar("select bus.fail($1, $2, $3, $4, $5, $6)")
+            .bind(fence.id)
+            .bind(holder)
+            .bind(fence.attempt)
+            .bind(failure.reason.replace('\0', "\u{fffd}"))
+            .bind(failure.retriable)
+            .bind(failure.retry_after.map(milliseconds))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(status.map(|status| if status == "queued" { Settled::Again } else { Settled::DeadLetter }))
+    }
+
+    /// Hands claims back unworked, at once claimable by others.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn release(&self, fences: &[Fence], holder: &str) -> Result<u64, Error> {
+        let (ids, attempts) = columns(fences);
+        let released: i32 = sqlx::query_scalar("select bus.release($1, $2, $3)")
+            .bind(ids)
+            .bind(attempts)
+            .bind(holder)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(u64::from(released.unsigned_abs()))
+    }
+
+    /// Requeues up to `max_rows` messages whose lease has passed; answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn reclaim(&self, max_rows: u32) -> Result<u64, Error> {
+        self.chore("select bus.reclaim($1)", max_rows).await
+    }
+
+    /// Turns up to `max_rows` queued messages whose time to live has passed into dead letters; answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn expire(&self, max_rows: u32) -> Result<u64, Error> {
+        self.chore("select bus.expire($1)", max_rows).await
+    }
+
+    /// Removes up to `max_rows` messages of tasks that ended longer than `keep` ago; answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn retain(&self, keep: Duration, max_rows: u32) -> Result<u64, Error> {
+        self.sweep("select bus.retain($1 * interval '1 second', $2)", keep, max_rows).await
+    }
+
+    /// Removes up to `max_rows` audit rows older than `keep`; answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn retain_events(&self, keep: Duration, max_rows: u32) -> Result<u64, Error> {
+        self.sweep("select bus.retain_events($1 * interval '1 second', $2)", keep, max_rows).await
+    }
+
+    async fn chore(&self, statement: &'static str, max_rows: u32) -> Result<u64, Error> {
+        let rows: i32 = sqlx::query_scalar(statement).bind(max_rows.cast_signed()).fetch_one(&self.pool).await?;
+        Ok(u64::from(rows.unsigned_abs()))
+    }
+
+    async fn sweep(&self, statement: &'static str, keep: Duration, max_rows: u32) -> Result<u64, Error> {
+        let rows: i32 = sqlx::query_scalar(statement)
+            .bind(keep.as_secs_f64())
+            .bind(max_rows.cast_signed())
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(u64::from(rows.unsigned_abs()))
+    }
+}
+
+fn columns(fences: &[Fence]) -> (Vec<Uuid>, Vec<i16>) {
+    fences.iter().map(|fence| (fence.id, fence.attempt)).unzip()
+}
+
+/// Durations beyond the range of the database mean "for ever" to a caller; they are cut.
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,88 @@
+//! Dead letters: listing them, looking at one, sending one again.
+
+use chrono::{DateTime, Utc};
+use cogo_contracts::{DeadLetter, Route, Tenant};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{Bus, Error};
+
+#[derive(sqlx::FromRow)]
+struct DeadLetterRow {
+    id: Uuid,
+    root_id: Uuid,
+    service: String,
+    role: String,
+    shard: i32,
+    tenant: String,
+    attempts: i16,
+    error: String,
+    failed_at: DateTime<Utc>,
+    replayed_by: Option<Uuid>,
+}
+
+impl TryFrom<DeadLetterRow> for DeadLetter {
+    type Error = Error;
+
+    fn try_from(row: DeadLetterRow) -> Result<Self, Error> {
+        let broken = |invalid: cogo_contracts::Invalid| Error::Contract {
+            what: "public.agent_messages",
+            source: serde::de::Error::custom(format!("{}: {invalid}", row.id)),
+        };
+        let shard = u16::try_from(row.shard).unwrap_or(u16::MAX);
+        Ok(Self {
+            id: row.id,
+            root_id: row.root_id,
+            route: Route::new(&row.service, &row.role, shard).map_err(broken)?,
+            tenant: Tenant::new(&row.tenant).map_err(broken)?,
+            attempts: row.attempts,
+            error: row.error.clone(),
+            failed_at: row.failed_at,
+            replayed_by: row.replayed_by,
+        })
+    }
+}
+
+impl Bus {
+    /// The newest dead letters, those that were replayed included.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, Error> {
+        let rows: Vec<DeadLetterRow> = sqlx::query_as(
+            "select m.id, m.root_id, m.service, m.role, m.shard, m.tenant, m.attempts, m.error,
+                    m.done_at as failed_at,
+                    (select r.id from public.agent_messages r where r.replay_of = m.id order by r.id desc limit 1)
+                      as replayed_by
+               from public.agent_messages m
+              where m.status = 'failed'
+              order by m.done_at desc
+              limit $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(DeadLetter::try_from).collect()
+    }
+
+    /// One message as it stands, every column; none if there is none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn message(&self, id: Uuid) -> Result<Option<Value>, Error> {
+        let row = sqlx::query_scalar("select to_jsonb(m) from public.agent_messages m where m.id = $1")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(row)
+    }
+
+    /// Sends a dead letter again as a new message that points back; answers the new id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or [`Error::Conflict`] when it is not a dead letter or was replayed already.
+    pub async fn replay(&self, dead_letter: Uuid) -> Result<Uuid, Error> {
+        let replay = sqlx::query_scalar("select bus.replay($1)").bind(dead_letter).fetch_one(&self.pool).await?;
+        Ok(replay)
+    }
+}

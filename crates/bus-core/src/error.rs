@@ -1,0 +1,65 @@
+//! What can go wrong on the bus, told apart where a caller would act differently.
+
+/// Error of a bus operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database refused the content: a name, a size, a field, a tenant. Trying again does not help.
+    #[error("The bus refused the request: {reason}")]
+    Refused {
+        /// The database's own words, safe to show.
+        reason: String,
+        #[source]
+        /// The refusal as it came.
+        source: sqlx::Error,
+    },
+    /// There is no such message.
+    #[error("No such message: {reason}")]
+    NotFound {
+        /// The database's own words.
+        reason: String,
+    },
+    /// The message is in a state that does not allow this.
+    #[error("Not possible now: {reason}")]
+    Conflict {
+        /// The database's own words.
+        reason: String,
+    },
+    /// The database did not answer or broke off; the outcome may be unknown.
+    #[error("The database did not answer")]
+    Database(#[source] sqlx::Error),
+    /// A row does not have the form of its contract.
+    #[error("Row of {what} is not of its contract")]
+    Contract {
+        /// The table or function.
+        what: &'static str,
+        /// What did not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Database(_))
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let Some(refusal) = error.as_database_error() else {
+            return Self::Database(error);
+        };
+        let reason = refusal
+            .constraint()
+            .map_or_else(|| refusal.message().to_owned(), |constraint| constraint.replace('_', " "));
+        match refusal.code().as_deref() {
+            Some("P0002") => Self::NotFound { reason },
+            Some("55000") => Self::Conflict { reason },
+            // classes 22 (data) and 23 (constraint), and what only broken jsonb raises
+            Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Refused { reason, source: error },
+            _ => Self::Database(error),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! The message bus over `public.agent_messages`: send, claim, end, heal, follow.
+
+mod bus;
+mod claim;
+mod dead_letters;
+mod error;
+mod event;
+mod stats;
+mod task;
+mod wakeups;
+
+pub use bus::{Bus, Enqueued};
+pub use claim::{ClaimRequest, Claimed, Completion, Failure, Fence, Settled};
+pub use error::Error;
+pub use event::{Event, NewEvent, events_of_task, execution_events_after, record_event};
+pub use stats::*;
+pub use wakeups::{Wake, WakeUps};

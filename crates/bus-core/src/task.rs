@@ -1,0 +1,60 @@
+//! Tasks as seen from outside: where they stand, following them, taking them back.
+
+use std::time::Duration;
+
+use cogo_contracts::Task;
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::{Bus, Error};
+
+impl Bus {
+    /// The task under this root with all steps; none if there is none.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn task(&self, root: Uuid) -> Result<Option<Task>, Error> {
+        let row: Option<Value> =
+            sqlx::query_scalar("select bus.task($1)").bind(root).fetch_optional(&self.pool).await?.flatten();
+        row.map(|task| Task::deserialize(task).map_err(|source| Error::Contract { what: "bus.task", source }))
+            .transpose()
+    }
+
+    /// Declares interest in a task for `time`; read the task after this call, then wait for its wake-ups.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn watch(&self, root: Uuid, watcher: &str, time: Duration) -> Result<(), Error> {
+        sqlx::query("select bus.watch($1, $2, $3)")
+            .bind(root)
+            .bind(watcher)
+            .bind(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Takes back everything of a task that is not finished, also what is being worked on; answers how many messages.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn cancel(&self, root: Uuid) -> Result<u64, Error> {
+        let cancelled: i32 = sqlx::query_scalar("select bus.cancel($1)").bind(root).fetch_one(&self.pool).await?;
+        Ok(u64::from(cancelled.unsigned_abs()))
+    }
+
+    /// Newest tasks first, ids only, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn recent_tasks(&self, limit: u32) -> Result<Vec<Uuid>, Error> {
+        let ids = sqlx::query_scalar(
+            "select m.id from public.agent_messages m where m.id = m.root_id order by m.id desc limit $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(ids)
+    }
+}

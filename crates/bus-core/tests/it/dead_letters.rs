@@ -1,0 +1,51 @@
+//! Dead letters and their replay.
+
+use cogo_bus_core::{Bus, Completion, Error, Failure};
+use cogo_contracts::TaskStatus;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{bus, claim_one, message};
+
+async fn dead_letter(bus: &Bus) -> Uuid {
+    let id = bus.enqueue(&message(json!({"job": 7}))).await.unwrap().id;
+    let claimed = claim_one(bus, "w").await;
+    let failure = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&claimed.fence(), "w", &failure).await.unwrap();
+    id
+}
+
+#[tokio::test]
+async fn replay_points_back_and_finishes_the_task() {
+    let (bus, _database) = bus().await;
+    let dead = dead_letter(&bus).await;
+    assert_eq!(bus.task(dead).await.unwrap().unwrap().status, TaskStatus::Failed);
+    let replay = bus.replay(dead).await.unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    assert_eq!((claimed.id, claimed.root_id, &claimed.payload["job"]), (replay, dead, &json!(7)));
+    bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap();
+    let task = bus.task(dead).await.unwrap().unwrap();
+    assert_eq!((task.status, task.steps[1].replay_of), (TaskStatus::Done, Some(dead)));
+    assert_eq!(bus.dead_letters(5).await.unwrap()[0].replayed_by, Some(replay));
+}
+
+#[tokio::test]
+async fn replay_of_what_is_not_a_dead_letter_is_refused() {
+    let (bus, _database) = bus().await;
+    assert!(matches!(bus.replay(Uuid::now_v7()).await, Err(Error::NotFound { .. })));
+    let alive = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    assert!(matches!(bus.replay(alive).await, Err(Error::Conflict { .. })));
+    claim_one(&bus, "w").await;
+    let dead = dead_letter(&bus).await;
+    bus.replay(dead).await.unwrap();
+    assert!(matches!(bus.replay(dead).await, Err(Error::Conflict { .. })), "twice");
+}
+
+#[tokio::test]
+async fn replays_at_once_make_one_message() {
+    let (bus, _database) = bus().await;
+    let dead = dead_letter(&bus).await;
+    let replays = (0..6).map(|_| bus.replay(dead));
+    let made = futures_util::future::join_all(replays).await.into_iter().filter(Result::is_ok).count();
+    assert_eq!(made, 1);
+}

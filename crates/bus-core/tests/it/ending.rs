@@ -1,0 +1,157 @@
+//! Ending a claim: the fence, follow-ups, failures, releases.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, Completion, Error, Failure, Fence, Settled};
+use cogo_contracts::{NewMessage, Route};
+use serde_json::json;
+
+use crate::support::{LEASE, bus, claim, claim_one, leases_to_pass, message, statuses};
+
+fn failure(retriable: bool) -> Failure {
+    Failure { reason: "boom".to_owned(), retriable, retry_after: Some(Duration::ZERO) }
+}
+
+#[tokio::test]
+async fn completion_is_recorded_once() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    let completion = Completion { result: Some(json!({"answer": 42})), ..Completion::default() };
+    assert!(bus.complete(&claimed.fence(), "w", &completion).await.unwrap());
+    assert!(!bus.complete(&claimed.fence(), "w", &completion).await.unwrap());
+    let row = bus.message(claimed.id).await.unwrap().unwrap();
+    assert_eq!((row["status"].as_str(), &row["result"]["answer"]), (Some("done"), &json!(42)));
+}
+
+#[tokio::test]
+async fn stale_worker_is_refused_whatever_it_writes() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let stale = claim_one(&bus, "w").await;
+    leases_to_pass(&bus).await;
+    // not even reclaimed yet: the lease alone decides
+    assert!(!bus.complete(&stale.fence(), "w", &Completion::default()).await.unwrap());
+    assert!(bus.extend(&[stale.fence()], "w", LEASE).await.unwrap().is_empty());
+    assert_eq!(bus.reclaim(10).await.unwrap(), 1);
+    let fresh = claim_one(&bus, "w").await;
+    assert_eq!(fresh.attempt, 2);
+    for (fence, holder) in [(stale.fence(), "w"), (fresh.fence(), "v"), (Fence { id: fresh.id, attempt: 3 }, "w")] {
+        assert!(!bus.complete(&fence, holder, &Completion::default()).await.unwrap());
+        assert_eq!(bus.fail(&fence, holder, &failure(true)).await.unwrap(), None);
+        assert!(bus.extend(&[fence.clone()], holder, LEASE).await.unwrap().is_empty());
+        assert_eq!(bus.release(&[fence], holder).await.unwrap(), 0);
+    }
+    assert!(bus.complete(&fresh.fence(), "w", &Completion::default()).await.unwrap());
+}
+
+#[tokio::test]
+async fn follow_ups_exist_if_and_only_if_the_completion_does() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let child = NewMessage::new(Route::constant("test", "child"), None, json!({"x": 1}));
+    let completion = Completion { follow_ups: vec![child], ..Completion::default() };
+    assert!(!bus.complete(&claimed.fence(), "thief", &completion).await.unwrap());
+    assert_eq!(bus.task(root).await.unwrap().unwrap().steps.len(), 1);
+    assert!(bus.complete(&claimed.fence(), "w", &completion).await.unwrap());
+    let task = bus.task(root).await.unwrap().unwrap();
+    assert_eq!(task.steps.len(), 2);
+    assert_eq!((task.steps[1].parent_id, task.tenant.as_str()), (Some(root), "acme"));
+}
+
+#[tokio::test]
+async fn bad_follow_up_leaves_the_claim_as_it_was() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    let bad = NewMessage::new(Route::constant("test", "child"), None, json!("not an object"));
+    let completion = Completion { follow_ups: vec![bad], ..Completion::default() };
+    assert!(matches!(bus.complete(&claimed.fence(), "w", &completion).await, Err(Error::Refused { .. })));
+    assert_eq!(statuses(&bus).await, [("claimed".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn completion_in_a_transaction_stands_or_falls_with_it() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    assert!(Bus::complete_in(&mut transaction, &claimed.fence(), "w", &Completion::default()).await.unwrap());
+    transaction.rollback().await.unwrap();
+    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+}
+
+#[tokio::test]
+async fn failure_is_tried_again_until_attempts_are_used_up() {
+    let (bus, _database) = bus().await;
+    let mut twice = message(json!({"__assignment": {}}));
+    twice.max_attempts = Some(2);
+    let id = bus.enqueue(&twice).await.unwrap().id;
+    let first = claim_one(&bus, "w").await;
+    assert_eq!(bus.fail(&first.fence(), "w", &failure(true)).await.unwrap(), Some(Settled::Again));
+    let second = claim_one(&bus, "w").await;
+    assert_eq!(bus.fail(&second.fence(), "w", &failure(true)).await.unwrap(), Some(Settled::DeadLetter));
+    assert!(claim(&bus, "w", 1).await.is_empty());
+    let kinds: Vec<_> =
+        cogo_bus_core::events_of_task(bus.pool(), id).await.unwrap().into_iter().map(|e| e.kind).collect();
+    assert_eq!(kinds, ["execute_retry", "execute_failed"]);
+}
+
+#[tokio::test]
+async fn backoff_grows_and_is_jittered() {
+    let (bus, _database) = bus().await;
+    let mut many = message(json!({}));
+    many.max_attempts = Some(4);
+    bus.enqueue(&many).await.unwrap();
+    for (attempt, range) in [(1, 0.5..=1.0), (2, 1.0..=2.0), (3, 2.0..=4.0)] {
+        let claimed = claim_one(&bus, "w").await;
+        assert_eq!(claimed.attempt, attempt);
+        let by_the_bus = Failure { reason: "boom".to_owned(), retriable: true, retry_after: None };
+        bus.fail(&claimed.fence(), "w", &by_the_bus).await.unwrap();
+        let delay: f64 = sqlx::query_scalar(
+            "update public.agent_messages set retry_at = null
+             returning (select extract(epoch from m.retry_at - m.last_error_at)::float8 from public.agent_messages m)",
+        )
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+        assert!(range.contains(&delay), "attempt {attempt}: {delay}");
+    }
+}
+
+#[tokio::test]
+async fn failure_that_no_attempt_can_mend_is_final() {
+    let (bus, _database) = bus().await;
+    let id = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let rejected = Failure { reason: "bad\0input".to_owned(), retriable: false, retry_after: None };
+    assert_eq!(bus.fail(&claimed.fence(), "w", &rejected).await.unwrap(), Some(Settled::DeadLetter));
+    let dead = bus.dead_letters(1).await.unwrap();
+    assert_eq!((dead[0].id, dead[0].error.as_str()), (id, "bad\u{fffd}input"));
+}
+
+#[tokio::test]
+async fn released_message_is_free_at_once_and_keeps_its_attempts() {
+    let (bus, _database) = bus().await;
+    let mut once = message(json!({}));
+    once.max_attempts = Some(1);
+    bus.enqueue(&once).await.unwrap();
+    for round in 1..=3 {
+        let claimed = claim_one(&bus, "w").await;
+        assert_eq!(claimed.attempt, round, "the fence never repeats");
+        assert_eq!(bus.release(&[claimed.fence()], "w").await.unwrap(), 1);
+    }
+    let claimed = claim_one(&bus, "w").await;
+    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+}
+
+#[tokio::test]
+async fn extension_keeps_what_is_ours_only() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&crate::support::numbered(2)).await.unwrap();
+    let mine = claim_one(&bus, "w").await;
+    let other = claim_one(&bus, "v").await;
+    let kept = bus.extend(&[mine.fence(), other.fence()], "w", LEASE).await.unwrap();
+    assert_eq!(kept, [mine.id]);
+}

@@ -1,0 +1,12 @@
+//! The bus against a real Postgres, a database for each test.
+
+mod claiming;
+mod dead_letters;
+mod ending;
+mod healing;
+mod model;
+mod schema;
+mod sending;
+mod support;
+mod tasks;
+mod wakeups;

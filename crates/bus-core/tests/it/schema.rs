@@ -1,0 +1,62 @@
+//! What the schema promises to any client: roles, row security, comments.
+
+use crate::support::bus;
+
+#[tokio::test]
+async fn strangers_may_neither_read_nor_call() {
+    let (bus, _database) = bus().await;
+    for (role, statement) in [
+        ("anon", "select count(*) from public.agent_messages"),
+        ("authenticated", "select count(*) from public.bus_events"),
+        ("anon", "select bus.enqueue('a', 'b', 't', '{}')"),
+        ("service_role", "update public.agent_messages set status = 'done'"),
+        ("service_role", "delete from public.agent_messages"),
+    ] {
+        let mut transaction = bus.pool().begin().await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("set local role {role}"))).execute(&mut *transaction).await.unwrap();
+        let refused = sqlx::query(statement).execute(&mut *transaction).await.unwrap_err();
+        let code = refused.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        assert_eq!(code.as_deref(), Some("42501"), "{role}: {statement}");
+    }
+}
+
+#[tokio::test]
+async fn service_role_may_send_and_work() {
+    let (bus, _database) = bus().await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    sqlx::query("set local role service_role").execute(&mut *transaction).await.unwrap();
+    for statement in [
+        "select bus.enqueue('a', 'b', 't', '{}')",
+        "insert into public.agent_messages (service, role, shard, tenant, payload) values ('a', 'b', 0, 't', '{}')",
+        "select * from bus.claim('a', 'b', 0, 'w', 2)",
+        "select bus.complete(id, 'w', attempts) from public.agent_messages where status = 'claimed'",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_column_is_explained() {
+    let (bus, _database) = bus().await;
+    let bare: Vec<String> = sqlx::query_scalar(
+        "select c.oid::regclass || '.' || a.attname
+           from pg_class c
+           join pg_namespace n on n.oid = c.relnamespace
+           join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+          where c.relkind in ('r', 'p') and n.nspname in ('public', 'bus', 'registry')
+            and c.relname <> '_sqlx_migrations' and col_description(c.oid, a.attnum) is null
+          order by 1",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert!(bare.is_empty(), "columns without a comment: {bare:?}");
+}
+
+#[tokio::test]
+async fn migrations_apply_twice() {
+    let database = cogo_test_support::empty_database().await;
+    cogo_db::migrate(&database.pool).await.unwrap();
+    cogo_db::migrate(&database.pool).await.unwrap();
+    assert!(matches!(cogo_db::schema_state(&database.pool).await.unwrap(), cogo_db::SchemaState::Fits(_)));
+}

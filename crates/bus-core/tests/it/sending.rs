@@ -1,0 +1,120 @@
+//! Sending: what is accepted, refused, deduplicated and inherited.
+
+use cogo_bus_core::{Bus, Error};
+use cogo_contracts::{NewMessage, Tenant};
+use serde_json::json;
+
+use crate::support::{ROUTE, bus, claim, claim_one, message, numbered};
+
+#[tokio::test]
+async fn plain_insert_is_a_message() {
+    let (bus, _database) = bus().await;
+    sqlx::query(
+        "insert into public.agent_messages (service, role, shard, tenant, payload) values ('test', 'work', 0, 't', '{}')",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    assert_eq!((claimed.tenant.as_str(), claimed.root_id), ("t", claimed.id));
+}
+
+#[tokio::test]
+async fn insert_cannot_pretend_to_be_further_on() {
+    let (bus, _database) = bus().await;
+    for columns in [
+        "(service, role, tenant, payload, status, done_at) values ('a', 'b', 't', '{}', 'done', now())",
+        "(service, role, tenant, payload, attempts) values ('a', 'b', 't', '{}', 3)",
+        "(service, role, tenant, payload) values ('A', 'b', 't', '{}')",
+        "(service, role, tenant, payload) values ('a', 'b', 'no tenant', '{}')",
+        "(service, role, tenant, payload) values ('a', 'b', 't', '[]')",
+        "(service, role, tenant, payload, shard) values ('a', 'b', 't', '{}', -1)",
+        "(service, role, tenant, payload, root_id) values ('a', 'b', 't', '{}', gen_random_uuid())",
+        "(service, role, tenant, payload, parent_id) values ('a', 'b', 't', '{}', gen_random_uuid())",
+    ] {
+        let statement = format!("insert into public.agent_messages {columns}");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(statement)).execute(bus.pool()).await;
+        assert!(refused.is_err(), "{columns}");
+    }
+}
+
+#[tokio::test]
+async fn known_idempotency_key_answers_the_first_id() {
+    let (bus, _database) = bus().await;
+    let mut keyed = message(json!({}));
+    keyed.idempotency_key = Some("order-1".to_owned());
+    let first = bus.enqueue(&keyed).await.unwrap();
+    let second = bus.enqueue(&keyed).await.unwrap();
+    assert!(!first.duplicate && second.duplicate);
+    assert_eq!(first.id, second.id);
+    keyed.tenant = Some(Tenant::new("other").unwrap());
+    assert!(!bus.enqueue(&keyed).await.unwrap().duplicate, "keys are per tenant");
+    keyed.idempotency_key = Some("order-2".to_owned());
+    let twice = bus.enqueue_many(&[keyed.clone(), keyed]).await.unwrap();
+    assert_eq!((twice[0].id, twice[0].duplicate), (twice[1].id, false));
+}
+
+#[tokio::test]
+async fn concurrent_senders_of_one_key_make_one_message() {
+    let (bus, _database) = bus().await;
+    let mut keyed = message(json!({}));
+    keyed.idempotency_key = Some("same".to_owned());
+    let sends = (0..8).map(|_| {
+        let (bus, keyed) = (bus.clone(), keyed.clone());
+        async move { bus.enqueue(&keyed).await.unwrap() }
+    });
+    let sent = futures_util::future::join_all(sends).await;
+    assert!(sent.iter().all(|one| one.id == sent[0].id));
+    assert_eq!(claim(&bus, "w", 10).await.len(), 1);
+}
+
+#[tokio::test]
+async fn message_sent_in_a_transaction_exists_only_if_it_commits() {
+    let (bus, _database) = bus().await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut transaction, &message(json!({}))).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(claim(&bus, "w", 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn content_against_the_contract_is_refused_and_nothing_is_sent() {
+    let (bus, _database) = bus().await;
+    let mut batch = numbered(3);
+    batch.push(message(json!(["not an object"])));
+    assert!(matches!(bus.enqueue_many(&batch).await, Err(Error::Refused { .. })));
+    let incompressible: Vec<u32> = (0..400_000_u32).map(|number| number.wrapping_mul(2_654_435_761)).collect();
+    let oversized = message(json!({ "numbers": incompressible }));
+    let Err(Error::Refused { reason, .. }) = bus.enqueue(&oversized).await else { panic!("accepted") };
+    assert_eq!(reason, "payload at most 1 mib");
+    let mut nul = message(json!({}));
+    nul.payload = json!({"text": "a\0b"});
+    assert!(matches!(bus.enqueue(&nul).await, Err(Error::Refused { .. })));
+    let without_tenant = NewMessage::new(ROUTE, None, json!({}));
+    assert!(matches!(bus.enqueue(&without_tenant).await, Err(Error::Refused { .. })));
+    assert!(claim(&bus, "w", 10).await.is_empty());
+}
+
+#[tokio::test]
+async fn unknown_field_is_named() {
+    let (bus, _database) = bus().await;
+    let refused = sqlx::query("select * from bus.enqueue_many('[{\"service\": \"a\", \"prioritty\": 1}]')")
+        .execute(bus.pool())
+        .await;
+    assert!(refused.unwrap_err().to_string().contains("prioritty"));
+}
+
+#[tokio::test]
+async fn child_inherits_task_and_deadline_and_never_crosses_tenants() {
+    let (bus, _database) = bus().await;
+    let mut root = message(json!({}));
+    root.ttl_ms = Some(60_000);
+    let root_id = bus.enqueue(&root).await.unwrap().id;
+    let insert = "insert into public.agent_messages (service, role, tenant, payload, parent_id, expires_at)
+                  values ('test', 'child', $1, '{}', $2, clock_timestamp() + interval '1 day')
+                  returning root_id = $2 and expires_at < clock_timestamp() + interval '2 minutes'";
+    let inherited: bool = sqlx::query_scalar(insert).bind("acme").bind(root_id).fetch_one(bus.pool()).await.unwrap();
+    assert!(inherited);
+    let crossing = sqlx::query_scalar::<_, bool>(insert).bind("other").bind(root_id).fetch_one(bus.pool()).await;
+    assert!(crossing.is_err());
+}

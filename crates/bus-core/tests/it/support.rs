@@ -1,0 +1,56 @@
+//! What the tests of the bus share.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, ClaimRequest, Claimed};
+use cogo_contracts::{NewMessage, Route, Tenant};
+use cogo_test_support::TestDatabase;
+use serde_json::{Value, json};
+
+pub(crate) const ROUTE: Route = Route::constant("test", "work");
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
+/// Shortest lease that the database grants.
+pub(crate) const SHORT_LEASE: Duration = Duration::from_millis(100);
+
+pub(crate) async fn bus() -> (Bus, TestDatabase) {
+    let database = cogo_test_support::database().await;
+    (Bus::new(database.pool.clone()), database)
+}
+
+pub(crate) fn message(payload: Value) -> NewMessage {
+    NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), payload)
+}
+
+pub(crate) fn numbered(count: u32) -> Vec<NewMessage> {
+    (0..count).map(|number| message(json!({"number": number}))).collect()
+}
+
+pub(crate) async fn claim(bus: &Bus, holder: &str, max_messages: u16) -> Vec<Claimed> {
+    claim_for(bus, holder, max_messages, LEASE).await
+}
+
+pub(crate) async fn claim_for(bus: &Bus, holder: &str, max_messages: u16, lease: Duration) -> Vec<Claimed> {
+    let request = ClaimRequest { route: &ROUTE, holder, instance: None, max_messages, lease };
+    bus.claim(&request).await.unwrap()
+}
+
+pub(crate) async fn claim_one(bus: &Bus, holder: &str) -> Claimed {
+    let mut claimed = claim(bus, holder, 1).await;
+    assert_eq!(claimed.len(), 1, "nothing to claim");
+    claimed.remove(0)
+}
+
+/// Waits until the database's own clock has passed the lease of everything that is claimed.
+pub(crate) async fn leases_to_pass(bus: &Bus) {
+    sqlx::query("update public.agent_messages set lease_until = clock_timestamp() where status = 'claimed'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+}
+
+pub(crate) async fn statuses(bus: &Bus) -> Vec<(String, i64)> {
+    sqlx::query_as("select status, count(*) from public.agent_messages group by status order by status")
+        .fetch_all(bus.pool())
+        .await
+        .unwrap()
+}

@@ -1,0 +1,58 @@
+//! Tasks: status, result of the last leaf, cancelling.
+
+use cogo_bus_core::{Completion, Failure};
+use cogo_contracts::{MessageStatus, NewMessage, TaskStatus};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{ROUTE, bus, claim_one, message};
+
+#[tokio::test]
+async fn task_goes_from_queued_to_the_result_of_its_last_leaf() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let status = async || bus.task(root).await.unwrap().unwrap().status;
+    assert_eq!(status().await, TaskStatus::Queued);
+    let first = claim_one(&bus, "w").await;
+    assert_eq!(status().await, TaskStatus::Running);
+    let follow_ups = vec![NewMessage::new(ROUTE, None, json!({}))];
+    let completion = Completion { result: Some(json!("decided")), follow_ups, ..Completion::default() };
+    bus.complete(&first.fence(), "w", &completion).await.unwrap();
+    assert_eq!(status().await, TaskStatus::Running, "never finished between two steps");
+    let second = claim_one(&bus, "w").await;
+    let completion = Completion { result: Some(json!("answered")), ..Completion::default() };
+    bus.complete(&second.fence(), "w", &completion).await.unwrap();
+    let task = bus.task(root).await.unwrap().unwrap();
+    assert_eq!((task.status, task.result), (TaskStatus::Done, Some(json!("answered"))));
+    assert!(task.finished_at.is_some());
+}
+
+#[tokio::test]
+async fn failed_leaf_fails_the_task_with_its_reason() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let failure = Failure { reason: "no such model".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&claimed.fence(), "w", &failure).await.unwrap();
+    let task = bus.task(root).await.unwrap().unwrap();
+    assert_eq!((task.status, task.error.as_deref()), (TaskStatus::Failed, Some("no such model")));
+}
+
+#[tokio::test]
+async fn cancelled_task_refuses_the_completion_of_what_was_running() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    assert_eq!(bus.cancel(root).await.unwrap(), 1);
+    assert!(!bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+    let task = bus.task(root).await.unwrap().unwrap();
+    assert_eq!((task.status, task.steps[0].status), (TaskStatus::Cancelled, MessageStatus::Cancelled));
+    assert_eq!(bus.cancel(root).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn unknown_task_is_none() {
+    let (bus, _database) = bus().await;
+    assert!(bus.task(Uuid::now_v7()).await.unwrap().is_none());
+    assert!(bus.message(Uuid::now_v7()).await.unwrap().is_none());
+}
