@@ -1,0 +1,227 @@
+//! One attempt at one message, from the parsed request to the recorded end.
+
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use cogo_bus_core::{Bus, Claimed, Completion, Error as BusError, Failure, Settled};
+use cogo_contracts::{Assignment, Route};
+use cogo_telemetry::{BusMetrics, Outcome};
+use futures_util::FutureExt;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::{Claim, Handler, HandlerError, handler::Effect, leases::Leases};
+
+/// First and longest pause before the end of an attempt is written again.
+const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Characters of a result that lists show.
+const SNIPPET: usize = 400;
+
+/// What every attempt of a worker shares.
+pub(crate) struct Attempts<H> {
+    pub(crate) handler: H,
+    pub(crate) route: Route,
+    pub(crate) bus: Bus,
+    pub(crate) metrics: BusMetrics,
+    pub(crate) leases: Leases,
+    pub(crate) lease: Duration,
+    pub(crate) hard_stop: CancellationToken,
+}
+
+/// How an attempt ended.
+enum End {
+    Done(Completion, Vec<Effect>),
+    Failed(Failure),
+    /// Shutdown: hand it back unworked.
+    Released,
+    /// Not ours any more: write nothing.
+    Lost,
+}
+
+impl<H: Handler> Attempts<H> {
+    /// Counts a claimed message as in hand; its token fires when it no longer is.
+    pub(crate) fn take_in_hand(&self, claimed: &Claimed, holder: &str) -> CancellationToken {
+        let token = self.hard_stop.child_token();
+        self.leases.add(claimed.fence(), holder, token.clone(), self.lease);
+        token
+    }
+
+    /// Works on a claimed message and records how it ended.
+    pub(crate) async fn run(self: Arc<Self>, claimed: Claimed, holder: String, token: CancellationToken) {
+        let span = info_span!(
+            "process",
+            otel.name = format!("process {}.{}", H::ROUTE.service(), H::ROUTE.role()),
+            otel.kind = "consumer",
+            message.id = %claimed.id,
+            task.id = %claimed.root_id,
+            tenant = claimed.tenant,
+            attempt = claimed.attempt,
+        );
+        cogo_telemetry::link_or_parent(&span, &claimed.headers);
+        self.metrics.waited(&self.route, Duration::from_millis(claimed.waited_ms.max(0).unsigned_abs()));
+        let started = Instant::now();
+        async {
+            let (claim, end) = self.attempt(claimed, holder, token).await;
+            let outcome = self.record(&claim, end).await;
+            self.metrics.processed(&self.route, outcome, started.elapsed());
+        }
+        .instrument(span)
+        .await;
+    }
+
+    async fn attempt(&self, claimed: Claimed, holder: String, token: CancellationToken) -> (Claim, End) {
+        let parsed = parse::<H::Request>(&claimed);
+        let (assignment, request) = match parsed {
+            Ok((assignment, request)) => (assignment, Ok(request)),
+            Err(reason) => (Assignment::default(), Err(reason)),
+        };
+        let claim = Claim::new(claimed, assignment, holder, token);
+        let end = match request {
+            Err(reason) => End::Failed(Failure { reason, retriable: false, retry_after: None }),
+            Ok(request) => self.work(request, &claim).await,
+        };
+        (claim, end)
+    }
+
+    async fn work(&self, request: H::Request, claim: &Claim) -> End {
+        let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind();
+        let ttl = async {
+            match claim.deadline() {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.hard_stop.cancelled() => End::Released,
+            () = claim.token().cancelled() => End::Lost,
+            () = ttl => {
+                claim.token().cancel();
+                let reason = "time to live passed while it was worked on".to_owned();
+                End::Failed(Failure { reason, retriable: false, retry_after: None })
+            }
+            handled = handled => match handled {
+                Ok(Ok(reply)) => done(claim, &reply),
+                Ok(Err(error)) => End::Failed(failure(error)),
+                Err(panic) => {
+                    let reason = format!("handler panicked: {}", panic_text(&*panic));
+                    End::Failed(Failure { reason, retriable: true, retry_after: None })
+                }
+            },
+        }
+    }
+
+    /// Writes the end, again and again while the database is away and the lease may still be ours.
+    async fn record(&self, claim: &Claim, end: End) -> Outcome {
+        let id = claim.id();
+        let mut pause = WRITE_AGAIN.0;
+        let mut end = end;
+        let outcome = loop {
+            match self.write(claim, &end).await {
+                Ok(outcome) => break outcome,
+                Err(BusError::Database(error))
+                    if self.leases.owned_until(id).is_some_and(|until| Instant::now() < until) =>
+                {
+                    warn!(%error, "end of the attempt not written yet");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(WRITE_AGAIN.1);
+                }
+                Err(BusError::Database(error)) => {
+                    warn!(%error, "end of the attempt not written, the lease ran out");
+                    break Outcome::LeaseLost;
+                }
+                Err(refused) => {
+                    // the result itself is against the contract: that is the handler's failure, and final
+                    let reason = format!("{refused:#}");
+                    warn!(error = reason, "completion refused");
+                    if matches!(end, End::Failed(_)) {
+                        break Outcome::LeaseLost;
+                    }
+                    end = End::Failed(Failure { reason, retriable: false, retry_after: None });
+                }
+            }
+        };
+        self.leases.remove(id);
+        match &end {
+            End::Failed(failure) => warn!(outcome = outcome.as_str(), error = failure.reason, "message {id} failed"),
+            End::Done(..) => info!(outcome = outcome.as_str(), "message {id} handled"),
+            End::Released | End::Lost => info!(outcome = outcome.as_str(), "message {id} dropped"),
+        }
+        outcome
+    }
+
+    async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+        let fence = claim.claimed().fence();
+        let holder = claim.holder();
+        let started = Instant::now();
+        let outcome = match end {
+            End::Done(completion, effects) if effects.is_empty() => {
+                self.bus.complete(&fence, holder, completion).await?.then_some(Outcome::Done)
+            }
+            End::Done(completion, effects) => {
+                let mut transaction = self.bus.pool().begin().await?;
+                let ours = Bus::complete_in(&mut transaction, &fence, holder, completion).await?;
+                if ours {
+                    for effect in effects {
+                        effect(&mut transaction).await?;
+                    }
+                    transaction.commit().await?;
+                }
+                ours.then_some(Outcome::Done)
+            }
+            End::Failed(failure) => self.bus.fail(&fence, holder, failure).await?.map(|settled| match settled {
+                Settled::Again => Outcome::Retry,
+                Settled::DeadLetter => Outcome::DeadLetter,
+            }),
+            End::Released => (self.bus.release(&[fence], holder).await? == 1).then_some(Outcome::Released),
+            End::Lost => None,
+        };
+        self.metrics.settled(&self.route, started.elapsed());
+        Ok(outcome.unwrap_or(Outcome::LeaseLost))
+    }
+}
+
+fn parse<R: DeserializeOwned>(claimed: &Claimed) -> Result<(Assignment, R), String> {
+    let assignment =
+        Assignment::of(&claimed.payload).map_err(|error| format!("__assignment does not parse: {error}"))?;
+    if let Some(fault) = assignment.budget.and_then(|budget| budget.fault()) {
+        return Err(format!("__assignment does not parse: {fault}"));
+    }
+    let request = R::deserialize(&claimed.payload).map_err(|error| format!("payload does not parse: {error}"))?;
+    Ok((assignment, request))
+}
+
+fn done<R: serde::Serialize>(claim: &Claim, reply: &R) -> End {
+    let result = match serde_json::to_value(reply) {
+        Ok(result) => result,
+        Err(error) => {
+            let reason = format!("reply does not serialize: {error}");
+            return End::Failed(Failure { reason, retriable: false, retry_after: None });
+        }
+    };
+    let (mut completion, effects) = claim.take_outbox();
+    let snippet = completion.snippet.take().unwrap_or_else(|| result.to_string());
+    completion.snippet = Some(snippet.chars().filter(|&character| character != '\0').take(SNIPPET).collect());
+    completion.result = Some(result);
+    End::Done(completion, effects)
+}
+
+fn failure(error: HandlerError) -> Failure {
+    match error {
+        HandlerError::Retry { after, source } => {
+            Failure { reason: format!("{source:#}"), retriable: true, retry_after: after }
+        }
+        HandlerError::Reject { source } => {
+            Failure { reason: format!("{source:#}"), retriable: false, retry_after: None }
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}

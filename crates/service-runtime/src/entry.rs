@@ -1,0 +1,227 @@
+//! The life of a process from its command line to its exit code.
+
+use std::{
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::Router;
+use cogo_bus_core::{Bus, WakeUps};
+use cogo_db::{PoolSettings, SchemaState};
+use cogo_registry_core::{Member, Standing};
+use cogo_telemetry::Guard;
+use futures_util::future::{BoxFuture, join_all};
+use sqlx::PgPool;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{error, info, warn};
+
+use crate::{
+    Frame, FrameSettings, Service, Stop,
+    command::{check, healthcheck, help, refuse, say},
+    identity::Identity,
+    probes::{self, Health, Served, ServiceRoutes},
+    settings::{self, Loaded, Sources},
+};
+
+/// Pauses between two looks for a database that is not there yet.
+const DATABASE_AWAY: Duration = Duration::from_millis(500);
+/// How long the end of a process waits for its last tasks.
+const LAST_TASKS: Duration = Duration::from_secs(5);
+/// Work threads: agents wait far more than they compute, and many of them share a machine.
+const WORK_THREADS: usize = 2;
+
+/// Runs a service until it is told to stop; the whole `main` of a process.
+#[must_use]
+pub fn main<S: Service>(version: &str) -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let loaded = match Sources::of_process(S::NAME).and_then(|sources| settings::load::<S::Settings>(S::NAME, &sources))
+    {
+        Ok(loaded) => loaded,
+        Err(error) => return refuse(&format!("error: {error}\nhint: cogo-{} --check-config", S::NAME)),
+    };
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] => run::<S>(version, loaded),
+        ["--version"] => say(&format!("cogo-{} {version}", S::NAME)),
+        ["--help"] => say(&help::<S>(loaded.origins.keys())),
+        ["--check-config"] => check(&loaded.origins),
+        ["--healthcheck"] => healthcheck(address::<S>(&loaded.frame)),
+        other => refuse(&format!("error: unknown arguments {}\n{}", other.join(" "), help::<S>(loaded.origins.keys()))),
+    }
+}
+
+fn run<S: Service>(version: &str, loaded: Loaded<S::Settings>) -> ExitCode {
+    if loaded.frame.database_url.reveal().is_empty() {
+        return refuse(
+            "error: DATABASE_URL is not set\nhint: start the fleet with `cogo up`, which brings a Postgres along",
+        );
+    }
+    let identity = match Identity::of_process::<S>(version, &loaded.frame, address::<S>(&loaded.frame)) {
+        Ok(identity) => identity,
+        Err(error) => return refuse(&format!("error: {error:#}")),
+    };
+    let guard = match start_telemetry::<S>(version, &loaded.frame, &identity) {
+        Ok(guard) => guard,
+        Err(error) => return refuse(&format!("error: {error:#}")),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORK_THREADS)
+        .thread_name("work")
+        .enable_all()
+        .build()
+        .context("start the work runtime");
+    let ended = runtime.and_then(|runtime| runtime.block_on(Box::pin(live::<S>(loaded, identity, &guard))));
+    let code = match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!(error = format!("{error:#}"), "process ends with an error");
+            ExitCode::FAILURE
+        }
+    };
+    guard.shutdown();
+    code
+}
+
+async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard: &Guard) -> anyhow::Result<()> {
+    let common = loaded.frame;
+    let stop = Stop::default();
+    let tracker = TaskTracker::new();
+    tracker.spawn(stop.clone().on_signals(Duration::from_millis(common.grace_ms)));
+    let mut pool_settings = PoolSettings::new(common.database_url.reveal(), format!("cogo-{}", S::NAME));
+    pool_settings.max_connections = common.max_connections;
+    let pool = cogo_db::connect(&pool_settings).context("read DATABASE_URL")?;
+
+    // the probes answer before the database does, so that a start that waits is seen to wait
+    let health = Health::default();
+    let service = Arc::new(OnceLock::new());
+    let served =
+        Served { name: S::NAME, health: health.clone(), exposition: guard.exposition(), service: Arc::clone(&service) };
+    let address = address::<S>(&common);
+    let http_stop = CancellationToken::new();
+    let http = probes::serve(served, address, tokio::runtime::Handle::current(), http_stop.clone())
+        .with_context(|| format!("bind {address}"))?;
+
+    let leave = CancellationToken::new();
+    let ended = if wait_for_schema(&pool, &stop).await? {
+        let member = identity.join(&pool, &stop, leave.clone(), &tracker);
+        let mut frame = Frame {
+            settings: loaded.service,
+            bus: Bus::new(pool.clone()),
+            metrics: guard.bus_metrics(),
+            exposition: guard.exposition(),
+            meter: guard.meter(),
+            wakeups: WakeUps::default(),
+            member: member.clone(),
+            stop: stop.clone(),
+            tracker: tracker.clone(),
+            routes: Router::new(),
+            own_metrics: false,
+            chores: health.chores.clone(),
+            parts: Vec::new(),
+            common,
+        };
+        S::start(&mut frame).await.context("start the service")?;
+        tracker.spawn(frame.wakeups.clone().run(pool.clone(), stop.hard().clone()));
+        let routes = ServiceRoutes { router: frame.routes, own_metrics: frame.own_metrics };
+        // set once: this is the only place
+        let _ = service.set(routes);
+        health.started.store(true, Ordering::Relaxed);
+        info!(%address, "cogo-{} started", S::NAME);
+        member.activate();
+        work(frame.parts, &member, &health, &stop).await
+    } else {
+        Ok(())
+    };
+    health.ready.store(false, Ordering::Relaxed);
+    stop.hard().cancel();
+    leave.cancel();
+    tracker.close();
+    if tokio::time::timeout(LAST_TASKS, tracker.wait()).await.is_err() {
+        warn!("some tasks did not end within {LAST_TASKS:?} and are dropped");
+    }
+    http_stop.cancel();
+    if let Ok(Err(_)) = tokio::task::spawn_blocking(move || http.join()).await {
+        warn!("the HTTP thread panicked");
+    }
+    pool.close().await;
+    info!("cogo-{} ended", S::NAME);
+    ended
+}
+
+/// Runs the parts of a service until the soft stop has ended them all, or until another process takes the slot.
+async fn work(parts: Vec<BoxFuture<'static, ()>>, member: &Member, health: &Health, stop: &Stop) -> anyhow::Result<()> {
+    let mut standing = member.standing();
+    let watching = async {
+        loop {
+            let now = standing.borrow_and_update().clone();
+            let ready = now.claiming().is_some();
+            health.ready.store(ready, Ordering::Relaxed);
+            member.vitals().set_ready(ready);
+            match now {
+                Standing::Superseded { by } => {
+                    anyhow::bail!(
+                        "Another process has taken this slot ({by}); give each replica its own COGO_AGENT_SLOT"
+                    )
+                }
+                Standing::Draining(_) if !stop.soft().is_cancelled() => {
+                    info!("drained by an operator");
+                    stop.soft().cancel();
+                }
+                _ => {}
+            }
+            if standing.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    let all = async { tokio::join!(join_all(parts), stop.soft().cancelled()) };
+    tokio::select! {
+        _ = all => Ok(()),
+        lost = watching => {
+            if lost.is_ok() {
+                stop.soft().cancelled().await;
+            }
+            lost
+        }
+    }
+}
+
+/// Waits until the schema fits; false when the process was told to stop meanwhile.
+async fn wait_for_schema(pool: &PgPool, stop: &Stop) -> anyhow::Result<bool> {
+    let mut told = false;
+    loop {
+        let looked = tokio::select! {
+            () = stop.soft().cancelled() => return Ok(false),
+            looked = cogo_db::schema_state(pool) => looked,
+        };
+        match looked {
+            Ok(SchemaState::Fits(version)) => {
+                info!(version, "schema fits");
+                return Ok(true);
+            }
+            Ok(SchemaState::Behind { have, need }) => {
+                anyhow::bail!("The schema is at {have} and this build needs {need}; run `cogo migrate`")
+            }
+            Err(error) if !told => {
+                warn!(error = format!("{:#}", anyhow::Error::from(error)), "waiting for the database");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(DATABASE_AWAY).await;
+    }
+}
+
+fn start_telemetry<S: Service>(version: &str, common: &FrameSettings, identity: &Identity) -> anyhow::Result<Guard> {
+    let mut settings = cogo_telemetry::Settings::new(format!("cogo-{}", S::NAME), version, identity.holder());
+    settings.log_filter.clone_from(&common.rust_log);
+    settings.log_format = common.log_format;
+    settings.otlp_endpoint.clone_from(&common.otel_exporter_otlp_endpoint);
+    cogo_telemetry::init(&settings).context("start telemetry")
+}
+
+fn address<S: Service>(common: &FrameSettings) -> SocketAddr {
+    SocketAddr::new(common.bind, common.port.unwrap_or_else(|| S::PORT.saturating_add(common.port_offset)))
+}

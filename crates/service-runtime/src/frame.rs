@@ -1,0 +1,173 @@
+//! What a service puts into the frame: its routes, workers and chores.
+
+use std::{future::Future, time::Duration};
+
+use axum::Router;
+use cogo_bus_core::{Bus, WakeUps};
+use cogo_registry_core::{Member, Standing};
+use cogo_telemetry::{BusMetrics, Exposition};
+use futures_util::future::BoxFuture;
+use opentelemetry::metrics::Meter;
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    AllowedRoots, FrameSettings, Handler, Stop,
+    chore::Chores,
+    worker::{Pace, Worker},
+};
+
+/// A process of the fleet.
+pub trait Service: Send + 'static {
+    /// `<domain>-<role>`, as in `deploy/processes.toml`; the binary is `cogo-<name>`.
+    const NAME: &'static str;
+    /// The domain that it belongs to.
+    const DOMAIN: &'static str;
+    /// 1 strategic, 2 operational, 3 external.
+    const LEVEL: i16;
+    /// Port of its HTTP side.
+    const PORT: u16;
+    /// What it can do, for discovery.
+    const CAPABILITIES: &'static [&'static str];
+    /// Its own settings, beside those of the frame.
+    type Settings: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static;
+
+    /// Fills the frame; called once, before the process reports that it has started.
+    fn start(frame: &mut Frame<Self::Settings>) -> impl Future<Output = anyhow::Result<()>> + Send;
+}
+
+/// The frame, while a service fills it.
+pub struct Frame<S> {
+    pub(crate) common: FrameSettings,
+    pub(crate) settings: S,
+    pub(crate) bus: Bus,
+    pub(crate) metrics: BusMetrics,
+    pub(crate) exposition: Exposition,
+    pub(crate) meter: Meter,
+    pub(crate) wakeups: WakeUps,
+    pub(crate) member: Member,
+    pub(crate) stop: Stop,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) routes: Router,
+    pub(crate) own_metrics: bool,
+    pub(crate) chores: Chores,
+    pub(crate) parts: Vec<BoxFuture<'static, ()>>,
+}
+
+impl<S> Frame<S> {
+    /// The service's own settings.
+    #[must_use]
+    pub fn settings(&self) -> &S {
+        &self.settings
+    }
+
+    /// The settings that every process has.
+    #[must_use]
+    pub fn common(&self) -> &FrameSettings {
+        &self.common
+    }
+
+    /// The bus.
+    #[must_use]
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The pool that all parts of the process share.
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        self.bus.pool()
+    }
+
+    /// Hints of the process's one subscription.
+    #[must_use]
+    pub fn wakeups(&self) -> &WakeUps {
+        &self.wakeups
+    }
+
+    /// The tokens of stopping.
+    #[must_use]
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// The process's metrics as text, for a service that adds to `/metrics`.
+    #[must_use]
+    pub fn exposition(&self) -> &Exposition {
+        &self.exposition
+    }
+
+    /// For instruments of the service's own; histograms must name their buckets.
+    #[must_use]
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// The instruments of the bus.
+    #[must_use]
+    pub fn metrics(&self) -> &BusMetrics {
+        &self.metrics
+    }
+
+    /// Where a service spawns its own tasks; the process ends when all of them have.
+    #[must_use]
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// The registry's view of this process.
+    #[must_use]
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.member.standing()
+    }
+
+    /// The directories whose files this process may read.
+    ///
+    /// # Errors
+    /// When none is set and the working directory is gone.
+    pub fn allowed_roots(&self) -> std::io::Result<AllowedRoots> {
+        AllowedRoots::new(&self.common.allowed_roots)
+    }
+
+    /// Serves these HTTP routes on the process's port, beside the probes.
+    pub fn routes(&mut self, routes: Router) {
+        self.routes = std::mem::take(&mut self.routes).merge(routes);
+    }
+
+    /// Says that the service's own routes answer `/metrics`, instead of the frame.
+    pub fn serves_metrics(&mut self) {
+        self.own_metrics = true;
+    }
+
+    /// Claims and handles the messages of a route.
+    pub fn worker<H: Handler>(&mut self, handler: H) {
+        let pace = Pace {
+            shard: self.common.agent_shard,
+            concurrency: self.common.concurrency.max(1),
+            lease: Duration::from_millis(self.common.reclaim_after_ms),
+            poll: Duration::from_millis(self.common.bus_poll_ms),
+        };
+        let worker = Worker::new(
+            handler,
+            self.bus.clone(),
+            self.metrics.clone(),
+            pace,
+            self.wakeups.clone(),
+            self.member.clone(),
+            self.stop.clone(),
+        );
+        self.parts.push(Box::pin(worker.run()));
+    }
+
+    /// Runs `work` every `period` until the soft stop. `Ok(None)` means that there was nothing to do.
+    pub fn chore<W, F>(&mut self, name: &'static str, period: Duration, work: W)
+    where
+        W: FnMut() -> F + Send + 'static,
+        F: Future<Output = anyhow::Result<Option<String>>> + Send + 'static,
+    {
+        let chores = self.chores.clone();
+        self.parts.push(Box::pin(chores.run(name, period, self.stop.soft().clone(), work)));
+    }
+}

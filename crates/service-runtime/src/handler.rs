@@ -1,0 +1,196 @@
+//! What a worker author writes, and what a handler knows of the message in its hands.
+
+use std::{future::Future, sync::Mutex, time::Duration};
+
+use cogo_bus_core::{Claimed, Completion, Error as BusError};
+use cogo_contracts::{Assignment, NewMessage, Route};
+use futures_util::future::BoxFuture;
+use serde::{Serialize, de::DeserializeOwned};
+use sqlx::PgConnection;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The work of one route.
+pub trait Handler: Send + Sync + 'static {
+    /// The route; its shard is replaced by the setting `agent_shard`.
+    const ROUTE: Route;
+    /// The payload; one that does not parse becomes a dead letter without a call.
+    type Request: DeserializeOwned + Send;
+    /// The result.
+    type Reply: Serialize + Send;
+
+    /// Handles one message. It may run again after a crash, so outside effects need the message's id as their key;
+    /// effects inside the database belong into [`Claim::within_completion`] and follow-ups into [`Claim::send`].
+    /// The future is dropped when the claim's token fires.
+    fn handle(
+        &self,
+        request: Self::Request,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Self::Reply, HandlerError>> + Send;
+}
+
+/// How a handler fails; the bus decides on delay and dead letter.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// Another attempt could do better.
+    #[error("Attempt failed")]
+    Retry {
+        /// When to try again; absent: the bus's backoff.
+        after: Option<Duration>,
+        /// Why.
+        source: anyhow::Error,
+    },
+    /// No attempt can do better.
+    #[error("Message rejected")]
+    Reject {
+        /// Why.
+        source: anyhow::Error,
+    },
+}
+
+impl HandlerError {
+    /// Try again later.
+    pub fn retry(source: impl Into<anyhow::Error>) -> Self {
+        Self::Retry { after: None, source: source.into() }
+    }
+
+    /// Give up on the message.
+    pub fn reject(source: impl Into<anyhow::Error>) -> Self {
+        Self::Reject { source: source.into() }
+    }
+
+    /// Give up on the message, with a reason in words.
+    pub fn rejected(reason: impl Into<String>) -> Self {
+        Self::Reject { source: anyhow::Error::msg(reason.into()) }
+    }
+}
+
+impl From<anyhow::Error> for HandlerError {
+    fn from(source: anyhow::Error) -> Self {
+        Self::retry(source)
+    }
+}
+
+impl From<BusError> for HandlerError {
+    fn from(error: BusError) -> Self {
+        if error.is_transient() { Self::retry(error) } else { Self::reject(error) }
+    }
+}
+
+impl From<sqlx::Error> for HandlerError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::retry(error)
+    }
+}
+
+/// A write that stands or falls with the completion. It may be called again when a commit broke off.
+pub(crate) type Effect = Box<dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync>;
+
+/// A message in the hands of a handler.
+pub struct Claim {
+    claimed: Claimed,
+    assignment: Assignment,
+    holder: String,
+    deadline: Option<Instant>,
+    token: CancellationToken,
+    outbox: Mutex<Outbox>,
+}
+
+#[derive(Default)]
+struct Outbox {
+    completion: Completion,
+    effects: Vec<Effect>,
+}
+
+impl Claim {
+    pub(crate) fn new(claimed: Claimed, assignment: Assignment, holder: String, token: CancellationToken) -> Self {
+        let deadline =
+            claimed.remaining_ms.map(|left| Instant::now() + Duration::from_millis(left.max(0).unsigned_abs()));
+        Self { claimed, assignment, holder, deadline, token, outbox: Mutex::default() }
+    }
+
+    /// Id of the message: the key under which outside effects should be made only once.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.claimed.id
+    }
+
+    /// The task that the message belongs to.
+    #[must_use]
+    pub fn task(&self) -> Uuid {
+        self.claimed.root_id
+    }
+
+    /// Number of this attempt, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> i16 {
+        self.claimed.attempt
+    }
+
+    /// Whose message it is.
+    #[must_use]
+    pub fn tenant(&self) -> &str {
+        &self.claimed.tenant
+    }
+
+    /// Who holds the claim.
+    #[must_use]
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Budget, model and ttl that the worker must honour.
+    #[must_use]
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// When the time to live passes, by this process's monotonic clock counted from the claim.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Fires at the ttl, when the lease is lost, when the message is cancelled and at hard shutdown.
+    #[must_use]
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Sends a message as a child of this one, in the transaction of its completion and not without it.
+    pub fn send(&self, mut message: NewMessage) {
+        if message.headers.is_empty() {
+            message.headers = cogo_telemetry::inject_current();
+        }
+        self.outbox().completion.follow_ups.push(message);
+    }
+
+    /// Adds a write that stands or falls with the completion.
+    pub fn within_completion<E>(&self, effect: E)
+    where
+        E: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync + 'static,
+    {
+        self.outbox().effects.push(Box::new(effect));
+    }
+
+    /// What lists show of the result, instead of its first characters.
+    pub fn summarize(&self, snippet: impl Into<String>) {
+        self.outbox().completion.snippet = Some(snippet.into());
+    }
+
+    pub(crate) fn claimed(&self) -> &Claimed {
+        &self.claimed
+    }
+
+    /// Takes what the handler left to be written, once it has ended.
+    pub(crate) fn take_outbox(&self) -> (Completion, Vec<Effect>) {
+        let outbox = std::mem::take(&mut *self.outbox());
+        (outbox.completion, outbox.effects)
+    }
+
+    fn outbox(&self) -> std::sync::MutexGuard<'_, Outbox> {
+        // a panic between two pushes leaves a whole outbox behind
+        self.outbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

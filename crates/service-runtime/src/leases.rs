@@ -1,0 +1,116 @@
+//! Keeps the leases of everything a worker has in hand, in one statement per beat.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard},
+    time::Duration,
+};
+
+use cogo_bus_core::{Bus, Fence};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+use uuid::Uuid;
+
+/// Extended three times per lease, so that two beats may fail.
+const BEATS_PER_LEASE: u32 = 3;
+
+/// What a worker has in hand.
+#[derive(Default)]
+pub(crate) struct Leases {
+    held: Mutex<HashMap<Uuid, Held>>,
+}
+
+struct Held {
+    fence: Fence,
+    holder: String,
+    token: CancellationToken,
+    until: Instant,
+}
+
+impl Leases {
+    pub(crate) fn add(&self, fence: Fence, holder: &str, token: CancellationToken, lease: Duration) {
+        let held = Held { holder: holder.to_owned(), token, until: Instant::now() + lease, fence: fence.clone() };
+        self.lock().insert(fence.id, held);
+    }
+
+    pub(crate) fn remove(&self, id: Uuid) {
+        self.lock().remove(&id);
+    }
+
+    /// Until when the worker may believe that it still owns the message.
+    pub(crate) fn owned_until(&self, id: Uuid) -> Option<Instant> {
+        self.lock().get(&id).map(|held| held.until)
+    }
+
+    /// Fires the token of a message that somebody took back.
+    pub(crate) fn cancel(&self, id: Uuid) {
+        if let Some(held) = self.lock().get(&id) {
+            held.token.cancel();
+        }
+    }
+
+    /// Fires the token of everything that was claimed under another name than `holder`, the one in force.
+    pub(crate) fn cancel_unless_held_by(&self, holder: Option<&str>) {
+        for held in self.lock().values().filter(|held| holder != Some(held.holder.as_str())) {
+            held.token.cancel();
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Extends until `stop`; what the database no longer counts as ours is cancelled.
+    pub(crate) async fn keep(&self, bus: &Bus, lease: Duration, stop: &CancellationToken) {
+        let mut beat = tokio::time::interval(lease / BEATS_PER_LEASE);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = beat.tick() => {}
+            }
+            for (holder, fences) in self.by_holder() {
+                let asked = Instant::now();
+                match bus.extend(&fences, &holder, lease).await {
+                    Ok(kept) => self.renewed(&fences, &kept, asked + lease),
+                    Err(error) => warn!(error = format!("{:#}", anyhow::Error::from(error)), "leases not extended"),
+                }
+            }
+            self.drop_overdue();
+        }
+    }
+
+    fn by_holder(&self) -> HashMap<String, Vec<Fence>> {
+        let mut fences: HashMap<String, Vec<Fence>> = HashMap::new();
+        for held in self.lock().values() {
+            fences.entry(held.holder.clone()).or_default().push(held.fence.clone());
+        }
+        fences
+    }
+
+    fn renewed(&self, asked: &[Fence], kept: &[Uuid], until: Instant) {
+        let mut held = self.lock();
+        for fence in asked {
+            let Some(entry) = held.get_mut(&fence.id) else { continue };
+            if kept.contains(&fence.id) {
+                entry.until = until;
+            } else {
+                warn!(message.id = %fence.id, "lease lost, dropping the work");
+                entry.token.cancel();
+            }
+        }
+    }
+
+    fn drop_overdue(&self) {
+        let now = Instant::now();
+        for held in self.lock().values().filter(|held| held.until <= now && !held.token.is_cancelled()) {
+            warn!(message.id = %held.fence.id, "lease ran out while the database was away, dropping the work");
+            held.token.cancel();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,27 @@
+//! The frame of every process: settings, telemetry, registration, probes, worker loops, chores, HTTP and an orderly end.
+
+mod attempt;
+mod chore;
+mod command;
+mod entry;
+mod frame;
+mod handler;
+mod identity;
+mod leases;
+mod probes;
+mod problem;
+mod roots;
+mod settings;
+mod shutdown;
+mod worker;
+#[cfg(test)]
+mod worker_tests;
+
+pub use chore::{ChoreReport, ChoreResult};
+pub use entry::main;
+pub use frame::{Frame, Service};
+pub use handler::{Claim, Handler, HandlerError};
+pub use problem::{ApiError, RequestBody};
+pub use roots::{AllowedRoots, RootError};
+pub use settings::{FrameSettings, Secret, SettingsError};
+pub use shutdown::Stop;

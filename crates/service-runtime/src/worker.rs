@@ -1,0 +1,218 @@
+//! The loop of a worker: claim what fits, hand it to attempts, sleep until a hint, the next due message or the poll.
+
+use std::{sync::Arc, time::Duration};
+
+use cogo_bus_core::{Bus, ClaimRequest, Wake, WakeUps};
+use cogo_contracts::Route;
+use cogo_registry_core::{Member, Standing};
+use cogo_telemetry::BusMetrics;
+use tokio::sync::{Notify, broadcast, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info, warn};
+
+use crate::{Handler, Stop, attempt::Attempts, leases::Leases};
+
+/// First pause after the database did not answer; it doubles up to the poll.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
+const FULL_RECHECK: Duration = Duration::from_secs(1);
+
+/// How a worker claims.
+#[derive(Debug, Clone)]
+pub(crate) struct Pace {
+    pub(crate) shard: u16,
+    pub(crate) concurrency: u16,
+    pub(crate) lease: Duration,
+    pub(crate) poll: Duration,
+}
+
+/// A worker of one route.
+pub(crate) struct Worker<H> {
+    attempts: Arc<Attempts<H>>,
+    route: Route,
+    pace: Pace,
+    wakeups: WakeUps,
+    member: Member,
+    standing: watch::Receiver<Standing>,
+    stop: Stop,
+    tracker: TaskTracker,
+    freed: Arc<Notify>,
+}
+
+/// Why a turn of the loop found nothing to start.
+enum Turn {
+    Started,
+    Full,
+    Empty,
+    Unreachable,
+}
+
+impl<H: Handler> Worker<H> {
+    pub(crate) fn new(
+        handler: H,
+        bus: Bus,
+        metrics: BusMetrics,
+        pace: Pace,
+        wakeups: WakeUps,
+        member: Member,
+        stop: Stop,
+    ) -> Self {
+        let route = H::ROUTE.on_shard(pace.shard);
+        let attempts = Attempts {
+            handler,
+            route: route.clone(),
+            bus,
+            metrics,
+            leases: Leases::default(),
+            lease: pace.lease,
+            hard_stop: stop.hard().clone(),
+        };
+        Self {
+            attempts: Arc::new(attempts),
+            route,
+            pace,
+            wakeups,
+            standing: member.standing(),
+            member,
+            stop,
+            tracker: TaskTracker::new(),
+            freed: Arc::new(Notify::new()),
+        }
+    }
+
+    /// Works until the soft stop, then until nothing is in hand.
+    pub(crate) async fn run(mut self) {
+        // subscribed before the first look, so that nothing falls between the two
+        let mut hints = self.wakeups.subscribe();
+        let keeper_stop = CancellationToken::new();
+        let attempts = Arc::clone(&self.attempts);
+        let (lease, stop_keeping) = (self.pace.lease, keeper_stop.clone());
+        let keeper = self.tracker.spawn(async move {
+            attempts.leases.keep(&attempts.bus, lease, &stop_keeping).await;
+        });
+        info!(route = %self.route, concurrency = self.pace.concurrency, "worker started");
+        let mut pause = FIRST_PAUSE;
+        while let Some(holder) = self.active_holder().await {
+            let wait = match self.turn(&holder).await {
+                Turn::Started => {
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                Turn::Full => FULL_RECHECK,
+                Turn::Empty => self.until_next_due().await,
+                Turn::Unreachable => {
+                    pause = (pause * 2).min(self.pace.poll);
+                    pause
+                }
+            };
+            self.sleep(wait, &mut hints).await;
+        }
+        info!(route = %self.route, in_hand = self.attempts.leases.len(), "worker claims nothing new");
+        self.finish(&mut hints).await;
+        keeper_stop.cancel();
+        if let Err(error) = keeper.await {
+            warn!(%error, "lease keeper ended badly");
+        }
+        info!(route = %self.route, "worker ended");
+    }
+
+    /// The name to claim under once the registry counts this process as active; none when it is time to stop.
+    async fn active_holder(&mut self) -> Option<String> {
+        loop {
+            if self.stop.soft().is_cancelled() {
+                return None;
+            }
+            let now = self.standing.borrow_and_update().clone();
+            // what was claimed before the process lost its place belongs to others now
+            self.attempts.leases.cancel_unless_held_by(now.membership().map(|membership| membership.holder.as_str()));
+            if let Some(membership) = now.claiming() {
+                return Some(membership.holder.clone());
+            }
+            tokio::select! {
+                () = self.stop.soft().cancelled() => return None,
+                changed = self.standing.changed() => changed.ok()?,
+            }
+        }
+    }
+
+    async fn turn(&self, holder: &str) -> Turn {
+        let in_hand = u16::try_from(self.attempts.leases.len()).unwrap_or(u16::MAX);
+        self.member.vitals().set_in_flight(u32::from(in_hand));
+        let free = self.pace.concurrency.saturating_sub(in_hand);
+        if free == 0 {
+            return Turn::Full;
+        }
+        let instance = holder.split_once('#').map(|(instance, _)| instance);
+        let request =
+            ClaimRequest { route: &self.route, holder, instance, max_messages: free.min(1000), lease: self.pace.lease };
+        let asked = tokio::time::Instant::now();
+        let claimed = self.attempts.bus.claim(&request).await;
+        let count = claimed.as_ref().map_or(0, Vec::len);
+        self.attempts.metrics.received(&self.route, count as u64, asked.elapsed());
+        let claimed = match claimed {
+            Ok(claimed) if claimed.is_empty() => return Turn::Empty,
+            Ok(claimed) => claimed,
+            Err(error) => {
+                warn!(error = format!("{:#}", anyhow::Error::from(error)), "claim next messages");
+                return Turn::Unreachable;
+            }
+        };
+        debug!(route = %self.route, count = claimed.len(), "claimed");
+        for message in claimed {
+            let attempts = Arc::clone(&self.attempts);
+            let (holder, freed) = (holder.to_owned(), Arc::clone(&self.freed));
+            // added here and not in the task, so that the next turn counts it
+            let token = attempts.take_in_hand(&message, &holder);
+            self.tracker.spawn(async move {
+                attempts.run(message, holder, token).await;
+                freed.notify_one();
+            });
+        }
+        Turn::Started
+    }
+
+    async fn until_next_due(&self) -> Duration {
+        match self.attempts.bus.next_due(&self.route).await {
+            Ok(Some(due)) => due.max(Duration::from_millis(5)).min(self.pace.poll),
+            Ok(None) | Err(_) => self.pace.poll,
+        }
+    }
+
+    /// Sleeps until there is a reason to look again.
+    async fn sleep(&mut self, wait: Duration, hints: &mut broadcast::Receiver<Wake>) {
+        let until = tokio::time::Instant::now() + wait;
+        loop {
+            tokio::select! {
+                () = self.stop.soft().cancelled() => return,
+                () = tokio::time::sleep_until(until) => return,
+                () = self.freed.notified() => return,
+                _ = self.standing.changed() => return,
+                hint = hints.recv() => if self.heed(hint) { return },
+            }
+        }
+    }
+
+    /// Whether a hint is a reason to claim.
+    fn heed(&self, hint: Result<Wake, broadcast::error::RecvError>) -> bool {
+        match hint {
+            Ok(Wake::Ready(route)) => route == self.route.to_string(),
+            Ok(Wake::Cancelled(id)) => {
+                self.attempts.leases.cancel(id);
+                false
+            }
+            Ok(Wake::CatchUp) | Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Ok(Wake::Task(_)) | Err(broadcast::error::RecvError::Closed) => false,
+        }
+    }
+
+    /// Waits for what is in hand; attempts end by themselves or at the hard stop.
+    async fn finish(&self, hints: &mut broadcast::Receiver<Wake>) {
+        while self.attempts.leases.len() > 0 {
+            tokio::select! {
+                () = self.freed.notified() => {}
+                hint = hints.recv() => { self.heed(hint); }
+                () = tokio::time::sleep(FULL_RECHECK) => {}
+            }
+        }
+    }
+}
