@@ -1,0 +1,25 @@
+//! Builds the code graph of a tree: what defines, imports and uses what.
+
+mod build;
+
+use cogo_service_runtime::{Frame, Service};
+
+pub use build::Build;
+
+/// The process.
+pub struct KgBuilder;
+
+impl Service for KgBuilder {
+    const NAME: &'static str = "kg-builder";
+    const DOMAIN: &'static str = "kg";
+    const LEVEL: i16 = 2;
+    const PORT: u16 = 3014;
+    const CAPABILITIES: &'static [&'static str] = &["build-graph"];
+    type Settings = ();
+
+    async fn start(frame: &mut Frame<()>) -> anyhow::Result<()> {
+        let handler = Build { pool: frame.pool().clone(), allowed_roots: frame.allowed_roots()? };
+        frame.worker(handler);
+        Ok(())
+    }
+}
