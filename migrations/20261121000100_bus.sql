@@ -392,6 +392,8 @@ $$;
 comment on function bus.settle_failure(public.agent_messages, text, boolean, bigint, text)
   is 'Back to queued with a delay, or to failed: a dead letter with its reason. Answers the new status.';
 
+-- In what follows `(select clock_timestamp())` is one reading that an index can be searched with; the bare function is
+-- volatile, and a comparison with it reads every row.
 create function bus.expire(max_rows integer default 200) returns integer
 language plpgsql security definer
 set search_path = pg_catalog
@@ -402,7 +404,7 @@ declare
 begin
   for m in
     select t.* from public.agent_messages t
-     where t.status = 'queued' and t.expires_at <= clock_timestamp()
+     where t.status = 'queued' and t.expires_at <= (select clock_timestamp())
      order by t.expires_at limit max_rows for update skip locked
   loop
     perform bus.settle_failure(m, 'time to live passed before it was started', false, null, 'bus.expire');
@@ -450,7 +452,7 @@ begin
    where t.id in (
      select d.id from public.agent_messages d
       where d.service = claim.service and d.role = claim.role and d.shard = claim.shard
-        and d.status = 'queued' and d.retry_at <= clock_timestamp()
+        and d.status = 'queued' and d.retry_at <= (select clock_timestamp())
       order by d.retry_at limit 200 for update skip locked);
 
   return query
@@ -641,7 +643,7 @@ declare
 begin
   for m in
     select t.* from public.agent_messages t
-     where t.status = 'claimed' and t.lease_until <= clock_timestamp()
+     where t.status = 'claimed' and t.lease_until <= (select clock_timestamp())
      order by t.lease_until limit max_rows for update skip locked
   loop
     perform bus.record_event('lease_expired', m, 'bus.reclaim',
@@ -725,7 +727,7 @@ begin
   delete from public.agent_messages t using old
    where t.id = old.id and t.status in ('done', 'failed', 'cancelled');
   get diagnostics removed = row_count;
-  delete from bus.watchers w where w.until < clock_timestamp();
+  delete from bus.watchers w where w.until < (select clock_timestamp());
   return removed;
 end
 $$;
@@ -739,7 +741,7 @@ declare
   removed integer;
 begin
   delete from public.bus_events
-   where id in (select e.id from public.bus_events e where e.at < clock_timestamp() - keep order by e.at limit max_rows);
+   where id in (select e.id from public.bus_events e where e.at < (select clock_timestamp() - keep) order by e.at limit max_rows);
   get diagnostics removed = row_count;
   return removed;
 end
