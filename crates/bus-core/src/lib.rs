@@ -13,5 +13,8 @@ pub use bus::{Bus, Enqueued};
 pub use claim::{ClaimRequest, Claimed, Completion, Failure, Fence, Settled};
 pub use error::Error;
 pub use event::{Event, NewEvent, events_of_task, execution_events_after, record_event};
-pub use stats::*;
+pub use stats::{
+    COUNT_CAP, Capped, FailureGroup, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts, StatusTotal,
+    Summary, failures, recent_events, recent_messages, summary, totals,
+};
 pub use wakeups::{Wake, WakeUps};

@@ -1,5 +1,7 @@
 //! The bus against a real Postgres, a database for each test.
 
+#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod claiming;
 mod dead_letters;
 mod ending;
