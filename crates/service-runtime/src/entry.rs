@@ -47,7 +47,7 @@ pub fn main<S: Service>(version: &str) -> ExitCode {
         ["--version"] => say(&format!("cogo-{} {version}", S::NAME)),
         ["--help"] => say(&help::<S>(loaded.origins.keys())),
         ["--check-config"] => check(&loaded.origins),
-        ["--healthcheck"] => healthcheck(address::<S>(&loaded.frame)),
+        ["--healthcheck"] => healthcheck(address::<S>(&loaded)),
         other => refuse(&format!("error: unknown arguments {}\n{}", other.join(" "), help::<S>(loaded.origins.keys()))),
     }
 }
@@ -58,7 +58,7 @@ fn run<S: Service>(version: &str, loaded: Loaded<S::Settings>) -> ExitCode {
             "error: DATABASE_URL is not set\nhint: start the fleet with `cogo up`, which brings a Postgres along",
         );
     }
-    let identity = match Identity::of_process::<S>(version, &loaded.frame, address::<S>(&loaded.frame)) {
+    let identity = match Identity::of_process::<S>(version, &loaded.frame, address::<S>(&loaded)) {
         Ok(identity) => identity,
         Err(error) => return refuse(&format!("error: {error:#}")),
     };
@@ -85,6 +85,7 @@ fn run<S: Service>(version: &str, loaded: Loaded<S::Settings>) -> ExitCode {
 }
 
 async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard: &Guard) -> anyhow::Result<()> {
+    let address = address::<S>(&loaded);
     let common = loaded.frame;
     let stop = Stop::default();
     let tracker = TaskTracker::new();
@@ -98,7 +99,6 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
     let service = Arc::new(OnceLock::new());
     let served =
         Served { name: S::NAME, health: health.clone(), exposition: guard.exposition(), service: Arc::clone(&service) };
-    let address = address::<S>(&common);
     let http_stop = CancellationToken::new();
     let http = probes::serve(served, address, tokio::runtime::Handle::current(), http_stop.clone())
         .with_context(|| format!("bind {address}"))?;
@@ -222,6 +222,8 @@ fn start_telemetry<S: Service>(version: &str, common: &FrameSettings, identity: 
     cogo_telemetry::init(&settings).context("start telemetry")
 }
 
-fn address<S: Service>(common: &FrameSettings) -> SocketAddr {
-    SocketAddr::new(common.bind, common.port.unwrap_or_else(|| S::PORT.saturating_add(common.port_offset)))
+fn address<S: Service>(loaded: &Loaded<S::Settings>) -> SocketAddr {
+    let common = &loaded.frame;
+    let asked = common.port.or_else(|| S::port(&loaded.service));
+    SocketAddr::new(common.bind, asked.unwrap_or_else(|| S::PORT.saturating_add(common.port_offset)))
 }

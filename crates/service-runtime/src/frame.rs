@@ -34,6 +34,12 @@ pub trait Service: Send + 'static {
     /// Its own settings, beside those of the frame.
     type Settings: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static;
 
+    /// Port that the service's own settings ask for, if they do.
+    #[must_use]
+    fn port(_settings: &Self::Settings) -> Option<u16> {
+        None
+    }
+
     /// Fills the frame; called once, before the process reports that it has started.
     fn start(frame: &mut Frame<Self::Settings>) -> impl Future<Output = anyhow::Result<()>> + Send;
 }

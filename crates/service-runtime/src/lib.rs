@@ -14,8 +14,6 @@ mod roots;
 mod settings;
 mod shutdown;
 mod worker;
-#[cfg(test)]
-mod worker_tests;
 
 pub use chore::{ChoreReport, ChoreResult};
 pub use entry::main;
@@ -25,3 +23,6 @@ pub use problem::{ApiError, RequestBody};
 pub use roots::{AllowedRoots, RootError};
 pub use settings::{FrameSettings, Secret, SettingsError};
 pub use shutdown::Stop;
+
+#[cfg(test)]
+mod tests;
