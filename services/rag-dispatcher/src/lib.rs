@@ -1,0 +1,25 @@
+//! Looks at a tree, compares it with what is indexed and sends what changed to rag/embed and kg/build.
+
+mod index;
+
+use cogo_service_runtime::{Frame, Service};
+
+pub use index::Index;
+
+/// The process.
+pub struct RagDispatcher;
+
+impl Service for RagDispatcher {
+    const NAME: &'static str = "rag-dispatcher";
+    const DOMAIN: &'static str = "rag";
+    const LEVEL: i16 = 2;
+    const PORT: u16 = 3010;
+    const CAPABILITIES: &'static [&'static str] = &["index"];
+    type Settings = ();
+
+    async fn start(frame: &mut Frame<()>) -> anyhow::Result<()> {
+        let handler = Index { pool: frame.pool().clone(), allowed_roots: frame.allowed_roots()? };
+        frame.worker(handler);
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! The handler of rag/embed.
+
+use anyhow::Context;
+use cogo_contracts::{EmbedReply, EmbedRequest, Route, Usage, routes};
+use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_pending, index_files};
+use cogo_service_runtime::{AllowedRoots, Claim, Handler, HandlerError};
+use sqlx::PgPool;
+use tracing::warn;
+
+/// Chunks that get their vectors in one go; between two goes the claim's token is heeded.
+const CHUNKS_PER_GO: u32 = 256;
+
+/// Indexes files and embeds what waits for a vector.
+pub struct Embed {
+    /// Where the index stands.
+    pub pool: PgPool,
+    /// Directories below which files may be read.
+    pub allowed_roots: AllowedRoots,
+    /// Makes the vectors.
+    pub embedder: Box<dyn Embedder>,
+}
+
+impl Handler for Embed {
+    const ROUTE: Route = routes::EMBED;
+    type Request = EmbedRequest;
+    type Reply = EmbedReply;
+
+    async fn handle(&self, request: EmbedRequest, claim: &Claim) -> Result<EmbedReply, HandlerError> {
+        let root = self.allowed_roots.resolve(&request.root).map_err(HandlerError::reject)?;
+        let (tenant, collection) = (claim.tenant(), request.collection.as_str());
+        let mut reply = EmbedReply {
+            files: 0,
+            chunks: 0,
+            embedded: 0,
+            embedder: self.embedder.identity().to_owned(),
+            degraded: self.embedder.degraded(),
+            usage: Usage::default(),
+        };
+        if !request.paths.is_empty() {
+            let limits = WalkLimits::default();
+            let report = index_files(&self.pool, tenant, collection, &root, &request.paths, limits).await;
+            let report = report.context("index the files")?;
+            for error in &report.errors {
+                warn!(path = error.path, error = error.reason, "file passed over");
+            }
+            reply.files = report.indexed as u64;
+            reply.chunks = report.chunks as u64;
+        }
+        loop {
+            let round = embed_pending(&self.pool, tenant, collection, &*self.embedder, CHUNKS_PER_GO).await;
+            let round = round.map_err(failure)?;
+            reply.embedded += (round.embedded - round.from_cache) as u64;
+            if !round.more {
+                break;
+            }
+        }
+        claim.summarize(format!("{} files, {} chunks, {} vectors", reply.files, reply.chunks, reply.embedded));
+        Ok(reply)
+    }
+}
+
+fn failure(error: Error) -> HandlerError {
+    match error {
+        Error::Embed(EmbedError::Refused(_) | EmbedError::Shape { .. }) => HandlerError::reject(error),
+        other => HandlerError::retry(other),
+    }
+}
