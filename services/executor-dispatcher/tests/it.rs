@@ -1,0 +1,7 @@
+//! The dispatcher on a real database.
+
+#[cfg(test)]
+mod it {
+    mod dispatching;
+    mod process;
+}
