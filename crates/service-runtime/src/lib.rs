@@ -21,7 +21,7 @@ pub use frame::{Frame, Service};
 pub use handler::{Claim, Handler, HandlerError};
 pub use problem::{ApiError, RequestBody};
 pub use roots::{AllowedRoots, RootError};
-pub use settings::{FrameSettings, Secret, SettingsError};
+pub use settings::{FrameSettings, NoSettings, Secret, SettingsError};
 pub use shutdown::Stop;
 
 #[cfg(test)]

@@ -128,6 +128,10 @@ impl Default for FrameSettings {
     }
 }
 
+/// For services that have no settings of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoSettings {}
+
 /// Everything a process was told, and by whom.
 #[derive(Debug)]
 pub(crate) struct Loaded<S> {
@@ -246,7 +250,6 @@ fn defaults<S: Serialize + Default>() -> Result<Map<String, Value>, SettingsErro
 fn object(settings: &impl Serialize) -> Result<Map<String, Value>, SettingsError> {
     match serde_json::to_value(settings) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(Value::Null) => Ok(Map::new()),
         Ok(other) => Err(SettingsError::Value(format!("settings are not an object but {other}"))),
         Err(error) => Err(SettingsError::Value(error.to_string())),
     }
@@ -326,6 +329,13 @@ mod tests {
             (20, 3, 10_000, 9)
         );
         assert_eq!(loaded.origins["bus_poll_ms"], ("20".to_owned(), "BUS_POLL_MS".to_owned()));
+    }
+
+    #[test]
+    fn service_without_settings_knows_those_of_the_frame() {
+        let environment = HashMap::from([("COGO_PORT_OFFSET".to_owned(), "7".to_owned())]);
+        let loaded = load::<NoSettings>("rag-dispatcher", &Sources { environment, file: None }).unwrap();
+        assert_eq!(loaded.frame.port_offset, 7);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! The worker loop against a real Postgres: what handlers do to it, and what happens to their messages.
 
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
-
 use std::{
     sync::{
         Arc,
@@ -18,7 +16,7 @@ use cogo_test_support::TestDatabase;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
@@ -107,7 +105,7 @@ impl Running {
         let handler = Obedient::default();
         let worker =
             Worker::new(handler.clone(), bus.clone(), BusMetrics::unread(), pace, wakeups, member, stop.clone());
-        let working = tokio::task::spawn(worker.run());
+        let working = TaskTracker::new().spawn(worker.run());
         Self { working, bus, handler, stop, tasks, leave, database }
     }
 

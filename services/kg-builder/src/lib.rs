@@ -2,7 +2,7 @@
 
 mod build;
 
-use cogo_service_runtime::{Frame, Service};
+use cogo_service_runtime::{Frame, NoSettings, Service};
 
 pub use build::Build;
 
@@ -15,9 +15,9 @@ impl Service for KgBuilder {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3014;
     const CAPABILITIES: &'static [&'static str] = &["build-graph"];
-    type Settings = ();
+    type Settings = NoSettings;
 
-    async fn start(frame: &mut Frame<()>) -> anyhow::Result<()> {
+    async fn start(frame: &mut Frame<NoSettings>) -> anyhow::Result<()> {
         let handler = Build { pool: frame.pool().clone(), allowed_roots: frame.allowed_roots()? };
         frame.worker(handler);
         Ok(())

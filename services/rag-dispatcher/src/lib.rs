@@ -2,7 +2,7 @@
 
 mod index;
 
-use cogo_service_runtime::{Frame, Service};
+use cogo_service_runtime::{Frame, NoSettings, Service};
 
 pub use index::Index;
 
@@ -15,9 +15,9 @@ impl Service for RagDispatcher {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3010;
     const CAPABILITIES: &'static [&'static str] = &["index"];
-    type Settings = ();
+    type Settings = NoSettings;
 
-    async fn start(frame: &mut Frame<()>) -> anyhow::Result<()> {
+    async fn start(frame: &mut Frame<NoSettings>) -> anyhow::Result<()> {
         let handler = Index { pool: frame.pool().clone(), allowed_roots: frame.allowed_roots()? };
         frame.worker(handler);
         Ok(())
