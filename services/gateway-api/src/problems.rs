@@ -1,0 +1,109 @@
+//! The problems of this API, each made in one place so that its code means one thing.
+
+use std::{collections::BTreeSet, future::Future, time::Duration};
+
+use anyhow::anyhow;
+use cogo_bus_core::Error as BusError;
+use cogo_contracts::Problem;
+use cogo_service_runtime::ApiError;
+use uuid::Uuid;
+
+/// Longest wait for one answer of the database, connecting included; callers get 503 then and never hang.
+const DATABASE_ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// Characters of a caller's text that a problem repeats.
+const ECHO: usize = 80;
+
+/// The answer of the database, or the problem that stands for its absence.
+pub(crate) async fn answered<T>(call: impl Future<Output = Result<T, BusError>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(DATABASE_ANSWERS_WITHIN, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(BusError::Refused { reason, .. })) if reason.starts_with("payload at most") => Err(too_large()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(ApiError::unavailable(&anyhow!("no answer within {DATABASE_ANSWERS_WITHIN:?}"))),
+    }
+}
+
+pub(crate) fn too_large() -> ApiError {
+    let problem = Problem::new(413, "too-large", "Body too large", "The body is larger than 1 MiB");
+    problem.hint("Put larger data elsewhere and send its address").into()
+}
+
+pub(crate) fn too_slow(within: Duration) -> ApiError {
+    Problem::new(408, "body-too-slow", "Body too slow", format!("The body did not arrive within {within:?}")).into()
+}
+
+pub(crate) fn not_json_type(content_type: &str) -> ApiError {
+    let detail = format!("The content type is {:?}", shortened(content_type));
+    let problem = Problem::new(415, "unsupported-media-type", "Content type is not JSON", detail);
+    problem.hint("Send the header Content-Type: application/json").into()
+}
+
+pub(crate) fn malformed(detail: impl Into<String>) -> ApiError {
+    let problem = Problem::new(400, "malformed-json", "Body is not usable JSON", detail);
+    problem.hint("Send one JSON object {\"tenant\", \"intent\", \"payload\"}").into()
+}
+
+pub(crate) fn bad_field(field: &str, detail: impl Into<String>) -> ApiError {
+    Problem::new(422, "bad-field", "A field is not as expected", format!("{field}: {}", detail.into())).into()
+}
+
+pub(crate) fn unknown_field(field: &str) -> ApiError {
+    let detail = format!("{:?} is not a field of this request", shortened(field));
+    let problem = Problem::new(422, "unknown-field", "Unknown field", detail);
+    problem.hint("Known fields are tenant, intent, payload, budget and ttl_ms").into()
+}
+
+pub(crate) fn unknown_intent(intent: &str, known: &BTreeSet<String>) -> ApiError {
+    let detail = format!("Nobody serves the intent {:?}", shortened(intent));
+    let hint = if known.is_empty() {
+        "No intent has a target yet; see the table public.orch_targets".to_owned()
+    } else {
+        format!("Known intents are {}", known.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
+    };
+    Problem::new(422, "unknown-intent", "Unknown intent", detail).hint(hint).into()
+}
+
+pub(crate) fn unauthorized(detail: &str) -> ApiError {
+    let problem = Problem::new(401, "unauthorized", "Not authorized", detail);
+    problem.hint("Send a key as Authorization: Bearer <key> or as apikey: <key>").into()
+}
+
+pub(crate) fn wrong_tenant(tenant: &str) -> ApiError {
+    let detail = format!("This key does not act for tenant {tenant}");
+    Problem::new(403, "wrong-tenant", "Not this tenant's key", detail).into()
+}
+
+pub(crate) fn foreign(what: &str, value: &str) -> ApiError {
+    let detail = format!("{what} {:?} is not of this machine, and no API key is configured", shortened(value));
+    let problem = Problem::new(403, "foreign-origin", "Open to this machine only", detail);
+    problem.hint("Set COGO_API_KEYS to let others in with a key").into()
+}
+
+pub(crate) fn no_such_task(id: Uuid) -> ApiError {
+    Problem::new(404, "no-such-task", "No such task", format!("There is no task {id}")).into()
+}
+
+pub(crate) fn already_ended(status: &str) -> ApiError {
+    let detail = format!("The task is {status}, so there is nothing to take back");
+    Problem::new(409, "already-ended", "Task has ended", detail).into()
+}
+
+pub(crate) fn no_such_route() -> ApiError {
+    let problem = Problem::new(404, "no-such-route", "No such route", "Nothing answers at this path");
+    problem.hint("GET / lists what this server answers").into()
+}
+
+pub(crate) fn wrong_method() -> ApiError {
+    let detail = "This path does not answer that method; see the header Allow";
+    Problem::new(405, "wrong-method", "Method not allowed", detail).into()
+}
+
+pub(crate) fn not_a_stream(detail: &str) -> ApiError {
+    let problem = Problem::new(406, "not-a-stream", "Answered as a stream only", detail);
+    problem.hint("Send Accept: text/event-stream, or open a WebSocket on /tasks/stream/{id}").into()
+}
+
+/// A hostile value is not echoed at length.
+fn shortened(value: &str) -> String {
+    value.chars().take(ECHO).collect()
+}
