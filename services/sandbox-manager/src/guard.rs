@@ -1,0 +1,71 @@
+//! Who may connect as a worker or look at live output.
+
+use std::{
+    hint::black_box,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use axum::{
+    extract::{ConnectInfo, FromRequestParts},
+    http::{
+        HeaderMap, Uri,
+        header::{AUTHORIZATION, HOST, ORIGIN},
+        request::Parts,
+        uri::Authority,
+    },
+};
+use cogo_contracts::Problem;
+use cogo_service_runtime::{ApiError, Secret};
+use sha2::{Digest, Sha256};
+
+use crate::Manager;
+
+/// Proof that the caller may, as an argument of handlers.
+pub(crate) struct Admitted;
+
+impl FromRequestParts<Arc<Manager>> for Admitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, manager: &Arc<Manager>) -> Result<Self, ApiError> {
+        match &manager.settings().worker_token {
+            Some(token) => with_token(token, &parts.headers),
+            None => {
+                let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+                from_this_machine(peer, &parts.headers)
+            }
+        }
+    }
+}
+
+fn with_token(token: &Secret, headers: &HeaderMap) -> Result<Admitted, ApiError> {
+    let presented = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let presented = presented.strip_prefix("Bearer ").unwrap_or_default();
+    let (expected, given) = (Sha256::digest(token.reveal()), Sha256::digest(presented.trim()));
+    let difference = expected.iter().zip(&given).fold(0, |difference, (left, right)| difference | (left ^ right));
+    if black_box(difference) == 0 {
+        return Ok(Admitted);
+    }
+    let problem =
+        Problem::new(401, "unauthorized", "Not authorized", "The worker token is missing or not the right one");
+    Err(problem.hint("Send Authorization: Bearer <worker_token>").into())
+}
+
+/// A page in a browser on this machine is not of this machine: it shows by its origin or by the name it resolved.
+fn from_this_machine(peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Admitted, ApiError> {
+    let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
+    let host = text(HOST).is_none_or(|host| host.parse::<Authority>().is_ok_and(|host| is_this_machine(host.host())));
+    let origin = text(ORIGIN)
+        .is_none_or(|origin| origin.parse::<Uri>().ok().as_ref().and_then(Uri::host).is_some_and(is_this_machine));
+    if peer.is_some_and(|peer| peer.is_loopback()) && host && origin {
+        return Ok(Admitted);
+    }
+    let detail = "No worker token is configured, so only callers on this machine are let in";
+    let problem = Problem::new(403, "this-machine-only", "Open to this machine only", detail);
+    Err(problem.hint("Set COGO_SANDBOX_MANAGER_WORKER_TOKEN and present it").into())
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}

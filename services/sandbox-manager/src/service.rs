@@ -1,0 +1,34 @@
+//! The sandbox manager as a process of the fleet.
+
+use std::sync::Arc;
+
+use cogo_service_runtime::{Frame, Service};
+use tracing::{info, warn};
+
+use crate::{Manager, Settings, handler::RunCommand, http};
+
+/// The process `cogo-sandbox-manager`.
+#[derive(Debug)]
+pub struct SandboxManager;
+
+impl Service for SandboxManager {
+    const NAME: &'static str = "sandbox-manager";
+    const DOMAIN: &'static str = "sandbox";
+    const LEVEL: i16 = 2;
+    const PORT: u16 = 3013;
+    const CAPABILITIES: &'static [&'static str] = &["sandbox-run", "sandbox-workers"];
+    type Settings = Settings;
+
+    async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
+        let settings = frame.settings().clone();
+        if settings.allow_local {
+            warn!("commands run on this machine without isolation while no worker is connected (allow_local)");
+        } else {
+            info!("commands run on connected workers only (allow_local is false)");
+        }
+        let manager = Arc::new(Manager::new(settings, frame.stop().hard().clone(), frame.tracker().clone())?);
+        frame.routes(http::router(Arc::clone(&manager)));
+        frame.worker(RunCommand(manager));
+        Ok(())
+    }
+}
