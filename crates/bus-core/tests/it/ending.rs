@@ -39,7 +39,7 @@ async fn stale_worker_is_refused_whatever_it_writes() {
     for (fence, holder) in [(stale.fence(), "w"), (fresh.fence(), "v"), (Fence { id: fresh.id, attempt: 3 }, "w")] {
         assert!(!bus.complete(&fence, holder, &Completion::default()).await.unwrap());
         assert_eq!(bus.fail(&fence, holder, &failure(true)).await.unwrap(), None);
-        assert!(bus.extend(&[fence.clone()], holder, LEASE).await.unwrap().is_empty());
+        assert!(bus.extend(std::slice::from_ref(&fence), holder, LEASE).await.unwrap().is_empty());
         assert_eq!(bus.release(&[fence], holder).await.unwrap(), 0);
     }
     assert!(bus.complete(&fresh.fence(), "w", &Completion::default()).await.unwrap());

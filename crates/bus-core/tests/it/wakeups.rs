@@ -5,7 +5,7 @@ use std::time::Duration;
 use cogo_bus_core::{Wake, WakeUps};
 use serde_json::json;
 use tokio::{sync::broadcast::Receiver, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::support::{bus, claim_one, message};
 
@@ -20,7 +20,7 @@ async fn sending_wakes_the_route_and_a_watched_task() {
     let (bus, _database) = bus().await;
     let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
     let mut hints = wakeups.subscribe();
-    let listening = tokio::task::spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
     assert_eq!(next(&mut hints).await, Wake::CatchUp);
     let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
     assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
@@ -38,7 +38,7 @@ async fn broken_subscription_is_reopened_with_a_catch_up() {
     let (bus, _database) = bus().await;
     let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
     let mut hints = wakeups.subscribe();
-    let listening = tokio::task::spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
     assert_eq!(next(&mut hints).await, Wake::CatchUp);
     sqlx::query(
         "select pg_terminate_backend(pid) from pg_stat_activity
