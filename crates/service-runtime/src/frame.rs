@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use axum::Router;
 use cogo_bus_core::{Bus, WakeUps};
+use cogo_contracts::Route;
 use cogo_registry_core::{Member, Standing};
 use cogo_telemetry::{BusMetrics, Exposition};
 use futures_util::future::BoxFuture;
@@ -31,6 +32,8 @@ pub trait Service: Send + 'static {
     const PORT: u16;
     /// What it can do, for discovery.
     const CAPABILITIES: &'static [&'static str];
+    /// The route whose messages it claims, shard 0, if it claims any.
+    const ROUTE: Option<Route>;
     /// Its own settings, beside those of the frame.
     type Settings: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static;
 

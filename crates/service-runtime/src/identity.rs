@@ -36,6 +36,9 @@ impl Identity {
         for capability in S::CAPABILITIES {
             registration = registration.capability(capability)?;
         }
+        if let Some(route) = S::ROUTE {
+            registration = registration.capability(&format!("route:{}", route.on_shard(common.agent_shard)))?;
+        }
         Ok(Self { registration: registration.endpoint("http", &format!("http://{address}")) })
     }
 

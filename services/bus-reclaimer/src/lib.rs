@@ -4,6 +4,7 @@ mod settings;
 
 use std::time::Duration;
 
+use cogo_contracts::Route;
 use cogo_registry_core::Registry;
 use cogo_service_runtime::{Frame, Service};
 
@@ -18,6 +19,7 @@ impl Service for BusReclaimer {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3018;
     const CAPABILITIES: &'static [&'static str] = &["reclaim"];
+    const ROUTE: Option<Route> = None;
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cogo_bus_core::Bus;
+use cogo_contracts::Route;
 use cogo_registry_core::Registry;
 use cogo_service_runtime::{Frame, Service};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,7 @@ impl Service for BusRetention {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3019;
     const CAPABILITIES: &'static [&'static str] = &["retention"];
+    const ROUTE: Option<Route> = None;
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The process: what it puts into the frame.
 
+use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, Service};
 
 use crate::{handler::Dispatcher, settings::Settings};
@@ -14,6 +15,7 @@ impl Service for ExecutorDispatcher {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3012;
     const CAPABILITIES: &'static [&'static str] = &["dispatch"];
+    const ROUTE: Option<Route> = Some(routes::DISPATCH);
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cogo_contracts::Route;
 use cogo_service_runtime::{Frame, Service};
 use tracing::{info, warn};
 
@@ -20,6 +21,7 @@ impl Service for GatewayApi {
     const LEVEL: i16 = 1;
     const PORT: u16 = 3000;
     const CAPABILITIES: &'static [&'static str] = &["http-ingress", "task-status", "task-stream"];
+    const ROUTE: Option<Route> = None;
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 mod build;
 
+use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, NoSettings, Service};
 
 pub use build::Build;
@@ -15,6 +16,7 @@ impl Service for KgBuilder {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3014;
     const CAPABILITIES: &'static [&'static str] = &["build-graph"];
+    const ROUTE: Option<Route> = Some(routes::BUILD);
     type Settings = NoSettings;
 
     async fn start(frame: &mut Frame<NoSettings>) -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The process in its frame.
 
+use cogo_contracts::Route;
 use cogo_service_runtime::{Frame, Service};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,7 @@ impl Service for MetricsServer {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3100;
     const CAPABILITIES: &'static [&'static str] = &["metrics", "dashboard"];
+    const ROUTE: Option<Route> = None;
     type Settings = ServiceSettings;
 
     fn port(settings: &ServiceSettings) -> Option<u16> {

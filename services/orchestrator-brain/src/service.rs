@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, Service};
 
 use crate::{
@@ -24,6 +25,7 @@ impl Service for OrchestratorBrain {
     const LEVEL: i16 = 1;
     const PORT: u16 = 3001;
     const CAPABILITIES: &'static [&'static str] = &["decide"];
+    const ROUTE: Option<Route> = Some(routes::DECIDE);
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 mod index;
 
+use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, NoSettings, Service};
 
 pub use index::Index;
@@ -15,6 +16,7 @@ impl Service for RagDispatcher {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3010;
     const CAPABILITIES: &'static [&'static str] = &["index"];
+    const ROUTE: Option<Route> = Some(routes::INDEX);
     type Settings = NoSettings;
 
     async fn start(frame: &mut Frame<NoSettings>) -> anyhow::Result<()> {

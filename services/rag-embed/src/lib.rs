@@ -3,6 +3,7 @@
 mod embed;
 
 use anyhow::Context;
+use cogo_contracts::{Route, routes};
 use cogo_model_client::{Secret, Settings as ModelSettings};
 use cogo_rag_core::embedder_of;
 use cogo_service_runtime::{Frame, Service};
@@ -45,6 +46,7 @@ impl Service for RagEmbed {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3011;
     const CAPABILITIES: &'static [&'static str] = &["embed"];
+    const ROUTE: Option<Route> = Some(routes::EMBED);
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, Service};
 use tracing::{info, warn};
 
@@ -17,6 +18,7 @@ impl Service for SandboxManager {
     const LEVEL: i16 = 2;
     const PORT: u16 = 3013;
     const CAPABILITIES: &'static [&'static str] = &["sandbox-run", "sandbox-workers"];
+    const ROUTE: Option<Route> = Some(routes::SANDBOX);
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
