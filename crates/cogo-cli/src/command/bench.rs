@@ -1,0 +1,32 @@
+//! `cogo bench`: measures a running fleet.
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    command::{bench_ask, bench_idle},
+    context::Context,
+    failure::Failure,
+};
+
+/// Measure a running fleet: answer times under load, or what it costs at rest.
+#[derive(Debug, Args)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Ask(bench_ask::BenchAsk),
+    Idle(bench_idle::BenchIdle),
+}
+
+impl Bench {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        match self.what {
+            What::Ask(ask) => Box::pin(ask.run(context)).await,
+            What::Idle(idle) => Box::pin(idle.run(context)).await,
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `cogo dlq`.
+
+use cogo_bus_core::Bus;
+use cogo_contracts::routes;
+use serde_json::Value;
+
+use crate::support::{Cogo, claim_next, complete, give_up};
+
+#[tokio::test]
+async fn dead_letters_are_listed_shown_and_replayed_once() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    let empty = cogo.run(&["dlq", "ls"]).await.expect(0);
+    assert_eq!((empty.stdout.as_str(), empty.stderr.trim()), ("", "no dead letters"));
+    assert_eq!(cogo.run(&["dlq", "ls", "--json"]).await.expect(0).json(), Value::Array(Vec::new()));
+
+    let id = cogo.run(&["send", "rag", "embed", "--data", r#"{"root":"/x"}"#]).await.expect(0).stdout;
+    let id = id.trim();
+    cogo.run(&["dlq", "show", id]).await.expect(4);
+    give_up(&bus, &claim_next(&bus, &routes::EMBED).await, "no such tree").await;
+
+    let listed = cogo.run(&["dlq", "ls", "--json"]).await.expect(0).json();
+    assert_eq!((listed[0]["id"].as_str(), listed[0]["error"].as_str()), (Some(id), Some("no such tree")));
+    let table = cogo.run(&["dlq", "ls"]).await.expect(0).stdout;
+    assert!(table.contains(id) && table.contains("rag/embed/0") && table.contains("no such tree"), "{table}");
+    let shown = cogo.run(&["dlq", "show", id]).await.expect(0).stdout;
+    assert!(shown.contains("no such tree") && shown.contains("\"root\": \"/x\""), "{shown}");
+
+    let replay = cogo.run(&["dlq", "replay", id, "--json"]).await.expect(0).json();
+    assert_eq!(replay["dead_letter"].as_str(), Some(id));
+    let again = claim_next(&bus, &routes::EMBED).await;
+    assert_eq!(Some(again.id.to_string().as_str()), replay["replay"].as_str());
+    complete(&bus, &again, serde_json::json!({})).await;
+    let twice = cogo.run(&["dlq", "replay", id, "--json"]).await.expect(4);
+    assert_eq!(twice.problem()["code"], "conflict");
+    let listed = cogo.run(&["dlq", "ls", "--json"]).await.expect(0).json();
+    assert_eq!(listed[0]["replayed_by"], replay["replay"]);
+}
+
+#[tokio::test]
+async fn unknown_dead_letters_are_exit_3() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    for action in ["show", "replay"] {
+        cogo.run(&["dlq", action, "01999999-0000-7000-8000-000000000000"]).await.expect(3);
+    }
+}
