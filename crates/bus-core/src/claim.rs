@@ -61,6 +61,14 @@ pub struct Claimed {
     pub remaining_ms: Option<i64>,
 }
 
+impl Completion {
+    /// Whether it may be recorded together with others, by [`Bus::complete_many`].
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.follow_ups.is_empty() && self.result_url.is_none()
+    }
+}
+
 impl Claimed {
     /// What every write about this claim must match.
     #[must_use]
@@ -184,6 +192,27 @@ impl Bus {
             .bind(&completion.result_url)
             .bind(sqlx::types::Json(&completion.follow_ups))
             .fetch_one(connection)
+            .await?;
+        Ok(recorded)
+    }
+
+    /// Records many completions that send nothing and refer to no `result_url`, in one statement; answers the ids that
+    /// were still the holder's. All or none are written: if one of them is against the contract, none is.
+    ///
+    /// # Errors
+    /// As [`Bus::complete`].
+    pub async fn complete_many(&self, ended: &[(Fence, Completion)], holder: &str) -> Result<Vec<Uuid>, Error> {
+        let fences: Vec<Fence> = ended.iter().map(|(fence, _)| fence.clone()).collect();
+        let (ids, attempts) = columns(&fences);
+        let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
+        let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
+        let recorded = sqlx::query_scalar("select id from bus.complete_many($1, $2, $3, $4, $5)")
+            .bind(ids)
+            .bind(attempts)
+            .bind(holder)
+            .bind(results)
+            .bind(snippets)
+            .fetch_all(&self.pool)
             .await?;
         Ok(recorded)
     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::{Claim, Handler, HandlerError, handler::Effect, leases::Leases};
+use crate::{Claim, Handler, HandlerError, handler::Effect, leases::Leases, settle::Settler};
 
 /// First and longest pause before the end of an attempt is written again.
 const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -23,6 +23,7 @@ pub(crate) struct Attempts<H> {
     pub(crate) handler: H,
     pub(crate) route: Route,
     pub(crate) bus: Bus,
+    pub(crate) settler: Settler,
     pub(crate) metrics: BusMetrics,
     pub(crate) leases: Leases,
     pub(crate) lease: Duration,
@@ -157,7 +158,7 @@ impl<H: Handler> Attempts<H> {
         let started = Instant::now();
         let outcome = match end {
             End::Done(completion, effects) if effects.is_empty() => {
-                self.bus.complete(&fence, holder, completion).await?.then_some(Outcome::Done)
+                self.settler.complete(&fence, holder, completion).await?.then_some(Outcome::Done)
             }
             End::Done(completion, effects) => {
                 let mut transaction = self.bus.pool().begin().await?;

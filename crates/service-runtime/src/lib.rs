@@ -12,6 +12,7 @@ mod probes;
 mod problem;
 mod roots;
 mod settings;
+mod settle;
 mod shutdown;
 mod worker;
 

@@ -314,3 +314,20 @@ async fn broken_connections_in_the_middle_lose_nothing() {
     }
     drop(running.finish().await);
 }
+
+#[tokio::test]
+async fn many_messages_at_once_are_each_completed_once() {
+    let running = Running::start(true, Pace { concurrency: 64, ..pace() }).await;
+    let tenant = Tenant::new("acme").unwrap();
+    let mut messages: Vec<NewMessage> =
+        (0..500).map(|_| NewMessage::new(ROUTE, Some(tenant.clone()), json!({"what": "answer"}))).collect();
+    // one whose completion is refused among those that are gathered with it
+    messages[250].payload = json!({"what": "too large"});
+    let ids: Vec<Uuid> = running.bus.enqueue_many(&messages).await.unwrap().iter().map(|sent| sent.id).collect();
+    for (number, id) in ids.iter().enumerate() {
+        let expected = if number == 250 { TaskStatus::Failed } else { TaskStatus::Done };
+        let task = running.ended(*id).await;
+        assert_eq!((task.status, task.steps[0].attempts), (expected, 1));
+    }
+    drop(running.finish().await);
+}

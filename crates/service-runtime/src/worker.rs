@@ -10,7 +10,7 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
-use crate::{Handler, Stop, attempt::Attempts, leases::Leases};
+use crate::{Handler, Stop, attempt::Attempts, leases::Leases, settle::Settler};
 
 /// First pause after the database did not answer; it doubles up to the poll.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +58,9 @@ impl<H: Handler> Worker<H> {
         stop: Stop,
     ) -> Self {
         let route = H::ROUTE.on_shard(pace.shard);
+        let tracker = TaskTracker::new();
         let attempts = Attempts {
+            settler: Settler::start(bus.clone(), &tracker),
             handler,
             route: route.clone(),
             bus,
@@ -75,7 +77,7 @@ impl<H: Handler> Worker<H> {
             standing: member.standing(),
             member,
             stop,
-            tracker: TaskTracker::new(),
+            tracker,
             freed: Arc::new(Notify::new()),
         }
     }

@@ -155,3 +155,38 @@ async fn extension_keeps_what_is_ours_only() {
     let kept = bus.extend(&[mine.fence(), other.fence()], "w", LEASE).await.unwrap();
     assert_eq!(kept, [mine.id]);
 }
+
+#[tokio::test]
+async fn completions_in_a_batch_are_fenced_one_by_one() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&crate::support::numbered(4)).await.unwrap();
+    bus.enqueue(&message(json!({"__assignment": {}}))).await.unwrap();
+    let mine = claim(&bus, "w", 3).await;
+    let others = claim(&bus, "v", 2).await;
+    let completion = |n: usize| Completion { result: Some(json!({"n": n})), ..Completion::default() };
+    let mut batch: Vec<_> = mine.iter().enumerate().map(|(n, claimed)| (claimed.fence(), completion(n))).collect();
+    batch[1].0.attempt = 7;
+    batch.push((others[0].fence(), completion(9)));
+    let recorded = bus.complete_many(&batch, "w").await.unwrap();
+    assert_eq!(recorded.iter().collect::<std::collections::HashSet<_>>(), [mine[0].id, mine[2].id].iter().collect());
+    assert_eq!(bus.message(mine[2].id).await.unwrap().unwrap()["result"]["n"], 2);
+    assert_eq!(statuses(&bus).await, [("claimed".to_owned(), 3), ("done".to_owned(), 2)]);
+    let again = bus.complete_many(&batch, "w").await.unwrap();
+    assert!(again.is_empty());
+    let stamped = bus.complete_many(&[(others[1].fence(), completion(1))], "v").await.unwrap();
+    let events = cogo_bus_core::events_of_task(bus.pool(), stamped[0]).await.unwrap();
+    assert_eq!(events[0].kind, "execute_done");
+    assert!(bus.complete_many(&[], "w").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn batch_with_a_result_against_the_contract_records_nothing() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&crate::support::numbered(2)).await.unwrap();
+    let mine = claim(&bus, "w", 2).await;
+    let incompressible: Vec<u32> = (0..400_000_u32).map(|number| number.wrapping_mul(2_654_435_761)).collect();
+    let oversized = Completion { result: Some(json!(incompressible)), ..Completion::default() };
+    let batch = [(mine[0].fence(), Completion::default()), (mine[1].fence(), oversized)];
+    assert!(matches!(bus.complete_many(&batch, "w").await, Err(Error::Refused { .. })));
+    assert_eq!(statuses(&bus).await, [("claimed".to_owned(), 2)]);
+}
