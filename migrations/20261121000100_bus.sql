@@ -484,7 +484,7 @@ begin
             (extract(epoch from clock_timestamp() - t.created_at) * 1000)::bigint,
             (extract(epoch from t.expires_at - clock_timestamp()) * 1000)::bigint;
 
-  if found and exists (select from bus.watchers) then
+  if found and exists (select from bus.watchers w where w.until > (select clock_timestamp())) then
     claimed_roots := array(
       select m.root_id from public.agent_messages m
        where m.claimed_by = claim.holder and m.status = 'claimed');
@@ -513,11 +513,18 @@ returns table (id uuid)
 language sql volatile security definer
 set search_path = pg_catalog
 as $$
+  -- who locks many rows locks them in the order of their ids, so that no two can wait for each other
+  with held as (
+    select t.id
+      from unnest(extend.ids, extend.attempts) as given (id, attempt)
+      join public.agent_messages t on t.id = given.id and t.attempts = given.attempt
+     where t.status = 'claimed' and t.claimed_by = extend.holder and t.lease_until > clock_timestamp()
+     order by t.id for update of t
+  )
   update public.agent_messages as t
      set lease_until = clock_timestamp() + extend.lease_ms * interval '1 millisecond'
-    from unnest(extend.ids, extend.attempts) as held (id, attempt)
-   where t.id = held.id and t.status = 'claimed' and t.claimed_by = extend.holder
-     and t.attempts = held.attempt and t.lease_until > clock_timestamp()
+    from held
+   where t.id = held.id
   returning t.id
 $$;
 comment on function bus.extend(uuid[], smallint[], text, bigint)
@@ -591,11 +598,17 @@ as $$
 declare
   routes text[];
 begin
-  with given_back as (
+  with held as (
+    select t.id
+      from unnest(release.ids, release.attempts) as given (id, attempt)
+      join public.agent_messages t on t.id = given.id and t.attempts = given.attempt
+     where t.status = 'claimed' and t.claimed_by = release.holder
+     order by t.id for update of t
+  ), given_back as (
     update public.agent_messages as t
        set status = 'queued', lease_until = null, released = t.released + 1
-      from unnest(release.ids, release.attempts) as held (id, attempt)
-     where t.id = held.id and t.status = 'claimed' and t.claimed_by = release.holder and t.attempts = held.attempt
+      from held
+     where t.id = held.id
     returning t.service || '/' || t.role || '/' || t.shard as route
   )
   select array_agg(route) into routes from given_back;
@@ -613,17 +626,24 @@ as $$
 declare
   m public.agent_messages;
   cancelled integer := 0;
+  before integer;
 begin
-  for m in
-    select t.* from public.agent_messages t
-     where t.root_id = task and t.status in ('queued', 'claimed') order by t.id for update
   loop
-    update public.agent_messages as t
-       set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null
-     where t.id = m.id;
-    perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', m.status));
-    perform pg_notify('bus_cancel', m.id::text);
-    cancelled := cancelled + 1;
+    before := cancelled;
+    for m in
+      select t.* from public.agent_messages t
+       where t.root_id = task and t.status in ('queued', 'claimed') order by t.id for update
+    loop
+      update public.agent_messages as t
+         set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null
+       where t.id = m.id;
+      perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', m.status));
+      perform pg_notify('bus_cancel', m.id::text);
+      cancelled := cancelled + 1;
+    end loop;
+    -- a completion that was under way may have sent children meanwhile; the next look sees them
+    exit when before = cancelled and not exists (
+      select from public.agent_messages t where t.root_id = task and t.status in ('queued', 'claimed'));
   end loop;
   perform bus.announce_tasks(array[task]);
   return cancelled;
@@ -754,6 +774,10 @@ create function bus.watch(task uuid, watcher text, for_ms bigint) returns void
 language sql volatile security definer
 set search_path = pg_catalog
 as $$
+  -- those who stopped waiting are forgotten by those who start
+  delete from bus.watchers
+   where ctid = any (array(select w.ctid from bus.watchers w where w.until < (select clock_timestamp()) limit 10
+                              for update skip locked));
   insert into bus.watchers (root_id, watcher, until)
   values (task, watcher, clock_timestamp() + for_ms * interval '1 millisecond')
   on conflict (root_id, watcher) do update set until = greatest(bus.watchers.until, excluded.until)

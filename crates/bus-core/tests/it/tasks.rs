@@ -56,3 +56,27 @@ async fn unknown_task_is_none() {
     assert!(bus.task(Uuid::now_v7()).await.unwrap().is_none());
     assert!(bus.message(Uuid::now_v7()).await.unwrap().is_none());
 }
+
+#[tokio::test]
+async fn cancelling_catches_the_children_of_a_completion_that_was_under_way() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    let follow_ups = vec![NewMessage::new(ROUTE, None, json!({}))];
+    let completion = Completion { follow_ups, ..Completion::default() };
+    assert!(cogo_bus_core::Bus::complete_in(&mut transaction, &claimed.fence(), "w", &completion).await.unwrap());
+    let cancelling = tokio_util::task::TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { bus.cancel(root).await.unwrap() }
+    });
+    // the cancel waits for the row that the completion holds
+    let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                   and wait_event_type = 'Lock' and query like '%bus.cancel%')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
+    transaction.commit().await.unwrap();
+    assert_eq!(cancelling.await.unwrap(), 1);
+    assert_eq!(bus.task(root).await.unwrap().unwrap().status, TaskStatus::Cancelled);
+}
