@@ -19,7 +19,7 @@ pub enum Language {
     Go,
     /// Markdown, chunked by heading.
     Markdown,
-    /// SQL, chunked by `create` statement.
+    /// SQL, chunked by statement.
     Sql,
     /// TOML, chunked by paragraph.
     Toml,

@@ -1,11 +1,13 @@
 //! Knowledge from files: walking, chunking, indexing, hybrid search and answers made of verbatim lines.
 
 mod chunk;
+mod echo;
 mod embed;
 mod extract;
 mod language;
 mod model_embedder;
 mod search;
+mod sentences;
 mod store;
 mod tokens;
 mod walk;
@@ -18,7 +20,7 @@ pub use model_embedder::{ModelEmbedder, embedder_of};
 pub use search::{Components, Passage, QuestionTerm, QuestionWord, Retrieved, Searcher};
 pub use store::{
     CollectionStatus, EmbedReport, Error, FileError, IndexReport, MAX_BATCH_FILES, Plan, Progress, SyncReport,
-    collections, embed_pending, index_files, plan, remove_files, sync,
+    collections, embed_files, embed_pending, index_files, plan, remove_files, sync,
 };
 pub use tokens::{Tokenizer, Word};
 pub use walk::{FileEntry, FileText, Reading, SkipReason, WalkLimits, Walked, read_file, resolve_root, walk};

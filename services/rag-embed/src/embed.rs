@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use cogo_contracts::{EmbedReply, EmbedRequest, Route, Usage, routes};
-use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_pending, index_files};
+use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_files, embed_pending, index_files};
 use cogo_service_runtime::{AllowedRoots, Claim, Handler, HandlerError};
 use sqlx::PgPool;
 use tracing::warn;
@@ -47,9 +47,15 @@ impl Handler for Embed {
             reply.chunks = report.chunks as u64;
         }
         loop {
-            let round = embed_pending(&self.pool, tenant, collection, &*self.embedder, CHUNKS_PER_GO).await;
+            // Messages of one collection are worked on at once, so each embeds what its own files have. The one without
+            // files is sent when nothing changed, and finishes what others left behind.
+            let round = if request.paths.is_empty() {
+                embed_pending(&self.pool, tenant, collection, &*self.embedder, CHUNKS_PER_GO).await
+            } else {
+                embed_files(&self.pool, tenant, collection, &*self.embedder, &request.paths, CHUNKS_PER_GO).await
+            };
             let round = round.map_err(failure)?;
-            reply.embedded += (round.embedded - round.from_cache) as u64;
+            reply.embedded += round.computed as u64;
             if !round.more {
                 break;
             }

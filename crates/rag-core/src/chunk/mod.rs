@@ -163,13 +163,31 @@ mod tests {
     }
 
     #[test]
-    fn sql_is_cut_by_create_statement() {
-        let text = "-- head\nset x = 1;\n\n-- Takes messages.\ncreate or replace function bus.claim(n int)\nreturns void as $$\n  select 1;\n$$;\ncomment on function bus.claim is 'x';\n\ncreate table if not exists public.jobs (\n  id int\n);\n";
+    fn sql_is_cut_by_statement_and_objects_keep_what_is_said_of_them() {
+        let text = "-- head\n\nset x = 1;\n\n-- Takes messages.\ncreate or replace function bus.claim(n int)\nreturns void as $$\n  create table no; select 1;\n\n$$;\n\ncomment on function bus.claim(int)\n  is 'x';\ngrant execute on function bus.claim(int) to a;\ncomment on schema bus is 'y';\n\ncreate table if not exists public.jobs (\n  id int\n);\ninsert into other values (1); insert into public.jobs values (1);\n";
         check_names(
             Language::Sql,
             text,
-            &[("module", "", 1, 2), ("function", "bus.claim", 4, 9), ("table", "public.jobs", 11, 13)],
+            &[
+                ("module", "", 1, 1),
+                ("module", "", 3, 3),
+                ("function", "bus.claim", 5, 14),
+                ("module", "", 15, 15),
+                ("table", "public.jobs", 17, 19),
+                ("module", "", 20, 20),
+            ],
         );
+    }
+
+    #[test]
+    fn comments_on_a_long_sql_object_are_a_chunk_of_their_own() {
+        let body: String = (0..70).map(|n| format!("  perform {n};\n")).collect();
+        let text =
+            format!("create function a.sweep() as $$\n{body}$$;\ncomment on function a.sweep()\n  is 'Sweeps.';\n");
+        let chunks = check_rules(Language::Sql, &text);
+        let last = chunks.last().unwrap();
+        assert_eq!((last.kind, last.symbol.as_deref(), last.part), ("comment", Some("sweep"), 0));
+        assert!(last.text.starts_with("comment on function"), "{}", last.text);
     }
 
     #[test]

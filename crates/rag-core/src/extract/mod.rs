@@ -1,6 +1,5 @@
 //! Answers made of verbatim lines, without any language model.
 
-mod coverage;
 mod window;
 
 use std::fmt::Write as _;
@@ -8,10 +7,10 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    search::{Passage, Retrieved},
+    echo::Asked,
+    search::{Passage, Retrieved, Terms},
     tokens::Tokenizer,
 };
-use coverage::Terms;
 use window::{Window, best_window};
 
 /// Quotes in one answer.
@@ -92,8 +91,9 @@ impl Citation {
 pub fn extract(retrieved: &Retrieved) -> Extract {
     let tokenizer = Tokenizer::default();
     let terms = Terms::of(&retrieved.words, retrieved.chunk_count);
+    let asked = Asked::of(&tokenizer, &retrieved.question);
     let mut quotes: Vec<Quote<'_>> =
-        retrieved.passages.iter().map(|passage| Quote::of(passage, &terms, &tokenizer)).collect();
+        retrieved.passages.iter().filter_map(|passage| Quote::of(passage, &asked, &terms, &tokenizer)).collect();
     let best_score = retrieved.passages.iter().map(|passage| passage.score).fold(f64::MIN, f64::max);
     // The search knows the passage, the window knows the lines; both have a say.
     let rank = |quote: &Quote<'_>| quote.passage.score / best_score.max(f64::EPSILON) + quote.window.coverage;
@@ -126,15 +126,20 @@ struct Quote<'passage> {
 }
 
 impl<'passage> Quote<'passage> {
-    fn of(passage: &'passage Passage, terms: &Terms, tokenizer: &Tokenizer) -> Self {
+    /// `None` if the lines do nothing but repeat the question, or say nothing about it.
+    fn of(passage: &'passage Passage, asked: &Asked, terms: &Terms, tokenizer: &Tokenizer) -> Option<Self> {
         let name = [passage.symbol.as_deref(), passage.heading.as_deref()].into_iter().flatten();
         let named = name.fold(0, |mask, name| mask | terms.mask(tokenizer, name));
         let lines: Vec<&str> = passage.text.lines().collect();
+        let lines = asked.without_echo(tokenizer, &lines, passage.kind == "section");
+        let lines: Vec<&str> = lines.iter().map(AsRef::as_ref).collect();
         let masks: Vec<u64> = lines.iter().map(|line| terms.mask(tokenizer, line)).collect();
         let around = named | terms.mask(tokenizer, &passage.path);
         let share = terms.coverage(masks.iter().fold(around, |all, mask| all | mask));
         let window = best_window(passage, &lines, &masks, named, terms);
-        Self { passage, window, share }
+        let says = lines[window.start..window.end].iter().any(|line| line.chars().any(char::is_alphanumeric));
+        let is_near = share > 0.0 || passage.components.symbol > 0.0;
+        (says && is_near).then_some(Self { passage, window, share })
     }
 
     fn citation(&self) -> Citation {

@@ -1,7 +1,9 @@
 //! Which lines of a passage to quote.
 
-use super::coverage::Terms;
-use crate::search::Passage;
+use crate::{
+    search::{Passage, Terms},
+    sentences::{starts_comment_on, told},
+};
 
 /// Most lines in a quote of a body.
 const BODY_LINES: usize = 8;
@@ -13,6 +15,8 @@ const HEAD_LINES: usize = 16;
 const LINE_COST: f64 = 0.01;
 /// How much less the docs and signature may cover and still be quoted: they say what the definition is.
 const HEAD_ADVANTAGE: f64 = 0.25;
+/// What SQL says of a definition in words is quoted rather than its body if it covers this share of what the body does.
+const COMMENT_SHARE: f64 = 0.5;
 
 /// Rows of the passage, counted from 0, `end` exclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,6 +33,12 @@ pub(super) fn best_window(passage: &Passage, lines: &[&str], masks: &[u64], name
     if !passage.is_start || passage.symbol.is_none() {
         return body;
     }
+    if let Some(comment) = comment_of(lines, masks, named, terms) {
+        let tells_enough = comment.coverage >= COMMENT_SHARE * body.coverage || passage.kind == "comment";
+        // It stands for the definition, so among the quotes it counts for what the definition covers.
+        let coverage = comment.coverage.max(body.coverage);
+        return if tells_enough { Window { coverage, ..comment } } else { body };
+    }
     let end = match head_end(lines) {
         // A signature without docs says little, so the start of the body is shown with it.
         bare if bare <= 2 => lines.len().min(BODY_LINES),
@@ -42,6 +52,21 @@ pub(super) fn best_window(passage: &Passage, lines: &[&str], masks: &[u64], name
     }
     // Lines near the docs and signature are shown with them, which say what the lines are about.
     if body.end <= HEAD_LINES { Window { start: 0, ..body } } else { body }
+}
+
+/// The statement below an SQL definition that says in words what it is.
+fn comment_of(lines: &[&str], masks: &[u64], named: u64, terms: &Terms) -> Option<Window> {
+    let told = told(lines);
+    let end_of = |start: usize| {
+        (start + 1..lines.len()).find(|row| !told[*row] || starts_comment_on(lines[*row])).unwrap_or(lines.len())
+    };
+    let windows = (0..lines.len()).filter(|row| starts_comment_on(lines[*row])).map(|start| {
+        let end = end_of(start).min(start + HEAD_LINES);
+        let mask = masks[start..end].iter().fold(named, |all, mask| all | mask);
+        Window { start, end, coverage: terms.coverage(mask) }
+    });
+    // Of equal ones the first, which is about the object as a whole.
+    windows.reduce(|best, other| if other.coverage > best.coverage { other } else { best })
 }
 
 fn best_body(lines: &[&str], masks: &[u64], named: u64, terms: &Terms, is_prose: bool) -> Window {

@@ -29,6 +29,13 @@ pub(super) struct Candidate {
     pub(super) embedding: Option<Vec<f32>>,
 }
 
+impl Candidate {
+    /// Whether it is cut from prose rather than from code.
+    pub(super) fn is_prose(&self) -> bool {
+        self.kind == "section"
+    }
+}
+
 /// Starts of definitions with one of these lower-case names.
 pub(super) async fn named(
     connection: &mut PgConnection,

@@ -1,9 +1,11 @@
 //! Finds the passages that answer a question: BM25, vectors where there are any, and names that the question mentions.
 
 mod candidates;
+mod coverage;
 mod lexical;
 mod question;
 mod rank;
+mod reading;
 mod searcher;
 mod vectors;
 
@@ -11,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 pub use question::{QuestionTerm, QuestionWord};
 pub use searcher::Searcher;
+
+pub(crate) use coverage::Terms;
+pub(crate) use question::tells;
 
 /// A range of lines that may answer the question.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +62,8 @@ pub struct Components {
 /// Passages with what the collection knows about the question's words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Retrieved {
+    /// As it was asked.
+    pub question: String,
     /// Best first.
     pub passages: Vec<Passage>,
     /// The words of the question that carry meaning.

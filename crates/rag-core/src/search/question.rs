@@ -48,6 +48,8 @@ const ASKING: [&str; 37] = [
     "way",
     "work",
 ];
+/// Stems of what is only asked for by name: tests and what belongs to them.
+const TESTING: [&str; 6] = ["bench", "benchmark", "exampl", "fixtur", "spec", "test"];
 /// A part of an identifier says less than the identifier as a whole.
 const PART_WEIGHT: f64 = 0.6;
 
@@ -86,16 +88,19 @@ pub(super) struct Question {
     pub(super) asks_about_tests: bool,
     /// What acts answers it rather than what is.
     pub(super) asks_how: bool,
+    /// Words that explain answer it rather than statements.
+    pub(super) asks_for_prose: bool,
 }
 
 impl Question {
     pub(super) fn parse(tokenizer: &Tokenizer, text: &str) -> Self {
         let mut words = tokenizer.words(text);
         words.truncate(MAX_WORDS);
-        let telling: Vec<Word> = words.iter().filter(|word| !is_asking(word)).cloned().collect();
+        let telling: Vec<Word> = words.iter().filter(|word| tells(word)).cloned().collect();
         let mut question = Self {
-            asks_about_tests: words.iter().any(|word| word.parts.iter().any(|part| part == "test" || part == "spec")),
-            asks_how: text.split_whitespace().any(|word| word.eq_ignore_ascii_case("how")),
+            asks_about_tests: words.iter().flat_map(|word| &word.parts).any(|part| TESTING.contains(&part.as_str())),
+            asks_how: says(text, &["how"]),
+            asks_for_prose: says(text, &["what", "why", "how", "when", "which", "who"]),
             possible_names: possible_names(&words),
             words: if telling.is_empty() { words } else { telling },
             ..Self::default()
@@ -145,8 +150,14 @@ impl Question {
     }
 }
 
-fn is_asking(word: &Word) -> bool {
-    word.joined.is_none() && word.parts.iter().all(|part| ASKING.contains(&part.as_str()))
+/// Whether the word tells what the question is about, rather than that it is one.
+pub(crate) fn tells(word: &Word) -> bool {
+    word.joined.is_some() || word.parts.iter().any(|part| !ASKING.contains(&part.as_str()))
+}
+
+fn says(text: &str, wanted: &[&str]) -> bool {
+    let mut words = text.split(|letter: char| !letter.is_alphanumeric());
+    words.any(|word| wanted.iter().any(|other| word.eq_ignore_ascii_case(other)))
 }
 
 /// Single words of three letters and more, and up to three neighbours joined in both spellings.

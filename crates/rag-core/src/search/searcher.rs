@@ -5,20 +5,23 @@ use std::{
     sync::Arc,
 };
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use super::{
-    Components, Passage, Retrieved,
+    Components, Passage, Retrieved, Terms,
     candidates::{self, Candidate},
     lexical::{self, Scope, Vocabulary},
     question::Question,
     rank::{Ranked, Signals, rank},
+    reading::{Reader, Reading},
     vectors::VectorCache,
 };
-use crate::{embed::Embedder, store::Error, tokens::Tokenizer};
+use crate::{echo::Asked, embed::Embedder, store::Error, tokens::Tokenizer};
 
 /// Chunks that come into ranking by their vectors alone.
 const DENSE_CANDIDATES: usize = 100;
+/// Candidates whose lines are read before any is answered.
+const FIRST_READ: usize = 32;
 
 /// Answers searches of one process; holds the vectors that it has read.
 pub struct Searcher {
@@ -49,7 +52,8 @@ impl Searcher {
         limit: usize,
     ) -> Result<Retrieved, Error> {
         let question_vector = self.embed(question).await;
-        let question = Question::parse(&self.tokenizer, question);
+        let asked = question;
+        let question = Question::parse(&self.tokenizer, asked);
         let mut connection = self.pool.acquire().await?;
         let scopes = lexical::scopes(&mut connection, tenant, collection).await?;
         let scope_ids: Vec<i64> = scopes.iter().map(|scope| scope.scope_id).collect();
@@ -80,16 +84,22 @@ impl Searcher {
         let identity = self.embedder.as_ref().map(|embedder| embedder.identity());
         let candidates = candidates::load(&mut connection, tenant, &chunk_ids, identity).await?;
         let dense = question_vector.as_deref().zip(self.embedder.as_ref().map(|embedder| embedder.weight()));
-        let signals = Signals { question: &question, bm25: &bm25, dense, of_named_files: &of_named_files };
-        let ranked = rank(candidates, &signals, limit);
-        let kept: Vec<i64> = ranked.iter().map(|entry| entry.candidate.chunk_id).collect();
-        let mut texts = candidates::texts(&mut connection, tenant, &kept).await?;
-        Ok(Retrieved {
-            passages: ranked.into_iter().filter_map(|entry| passage(entry, &mut texts)).collect(),
-            words: vocabulary.words(&question),
-            chunk_count: scopes.iter().map(|scope: &Scope| scope.chunk_count.unsigned_abs()).sum(),
-            semantic,
-        })
+        let (words, chunk_count) = (vocabulary.words(&question), chunk_count(&scopes));
+        let reader = Reader {
+            tokenizer: &self.tokenizer,
+            asked: Asked::of(&self.tokenizer, asked),
+            terms: Terms::of(&words, chunk_count),
+        };
+        let no_readings = HashMap::new();
+        let signals = Signals {
+            question: &question,
+            bm25: &bm25,
+            dense,
+            of_named_files: &of_named_files,
+            readings: &no_readings,
+        };
+        let passages = read_and_rank(&mut connection, tenant, &candidates, signals, &reader, limit).await?;
+        Ok(Retrieved { question: asked.to_owned(), passages, words, chunk_count, semantic })
     }
 
     /// Definitions named `symbol`, simple (`claim`) or qualified (`Bus::claim`, `Bus.claim`), whatever the case.
@@ -111,16 +121,16 @@ impl Searcher {
         let chunk_ids = candidates::named(&mut connection, tenant, &scope_ids, &[simple]).await?;
         let mut found = candidates::load(&mut connection, tenant, &chunk_ids, None).await?;
         found.retain(|candidate| is_called(candidate, &wanted));
-        // The definition before the impl blocks that stand under the same name.
-        found.sort_by_key(|candidate| (candidate.kind == "impl", candidate.chunk_id));
+        // The definition before the impl blocks and comments that stand under the same name.
+        found.sort_by_key(|candidate| (matches!(candidate.kind.as_str(), "impl" | "comment"), candidate.chunk_id));
         found.truncate(limit);
         let kept: Vec<i64> = found.iter().map(|candidate| candidate.chunk_id).collect();
         let mut texts = candidates::texts(&mut connection, tenant, &kept).await?;
-        let ranked = found.into_iter().map(|candidate| {
+        let ranked = found.iter().map(|candidate| {
             let components = Components { symbol: 1.0, ..Components::default() };
             Ranked { candidate, score: 1.0, components }
         });
-        Ok(ranked.filter_map(|entry| passage(entry, &mut texts)).collect())
+        Ok(ranked.filter_map(|entry| passage(&entry, &mut texts)).collect())
     }
 
     async fn embed(&self, question: &str) -> Option<Vec<f32>> {
@@ -167,17 +177,57 @@ fn is_called(candidate: &Candidate, wanted: &str) -> bool {
     simple == wanted || qualified == wanted || qualified.ends_with(&format!(".{wanted}"))
 }
 
-fn passage(entry: Ranked, texts: &mut HashMap<i64, String>) -> Option<Passage> {
-    let Ranked { candidate, score, components } = entry;
+fn chunk_count(scopes: &[Scope]) -> u64 {
+    scopes.iter().map(|scope| scope.chunk_count.unsigned_abs()).sum()
+}
+
+/// Ranks by counts, reads the first candidates and ranks again, until all that would be answered have been read.
+async fn read_and_rank(
+    connection: &mut PgConnection,
+    tenant: &str,
+    candidates: &[Candidate],
+    signals: Signals<'_>,
+    reader: &Reader<'_>,
+    limit: usize,
+) -> Result<Vec<Passage>, sqlx::Error> {
+    let mut texts: HashMap<i64, String> = HashMap::new();
+    let mut readings: HashMap<i64, Reading> = HashMap::new();
+    loop {
+        let signals = Signals { readings: &readings, ..signals };
+        // The first time more are read than are wanted, since reading also moves candidates up.
+        let depth = if readings.is_empty() { limit.max(FIRST_READ) } else { limit };
+        let mut ranked = rank(candidates, &signals, depth);
+        let unread: Vec<&Candidate> = ranked
+            .iter()
+            .map(|entry| entry.candidate)
+            .filter(|candidate| !readings.contains_key(&candidate.chunk_id))
+            .collect();
+        if unread.is_empty() || limit == 0 {
+            ranked.truncate(limit);
+            return Ok(ranked.into_iter().filter_map(|entry| passage(&entry, &mut texts)).collect());
+        }
+        let chunk_ids: Vec<i64> = unread.iter().map(|candidate| candidate.chunk_id).collect();
+        texts.extend(candidates::texts(connection, tenant, &chunk_ids).await?);
+        let read = unread.into_iter().map(|candidate| {
+            let text = texts.get(&candidate.chunk_id).map_or("", String::as_str);
+            (candidate.chunk_id, reader.read(candidate, text))
+        });
+        let read: Vec<(i64, Reading)> = read.collect();
+        readings.extend(read);
+    }
+}
+
+fn passage(entry: &Ranked<'_>, texts: &mut HashMap<i64, String>) -> Option<Passage> {
+    let Ranked { candidate, score, components } = *entry;
     Some(Passage {
         text: texts.remove(&candidate.chunk_id)?,
-        collection: candidate.collection,
-        path: candidate.path,
-        language: candidate.language,
+        collection: candidate.collection.clone(),
+        path: candidate.path.clone(),
+        language: candidate.language.clone(),
         is_start: candidate.part == 0 && candidate.kind != "members",
-        kind: candidate.kind,
-        symbol: candidate.qualified_name,
-        heading: candidate.heading,
+        kind: candidate.kind.clone(),
+        symbol: candidate.qualified_name.clone(),
+        heading: candidate.heading.clone(),
         start_line: candidate.start_line.cast_unsigned(),
         end_line: candidate.end_line.cast_unsigned(),
         sha256: hexadecimal(&candidate.content_sha256),

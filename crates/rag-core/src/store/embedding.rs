@@ -19,13 +19,34 @@ pub struct EmbedReport {
     pub embedded: usize,
     /// How many of them needed no call, because the same text had been embedded before.
     pub from_cache: usize,
+    /// Vectors that the embedder made, which is what a provider charges for: one for each text that was new.
+    pub computed: usize,
     /// Whether chunks without a vector may be left; call again.
     pub more: bool,
 }
 
-/// Embeds at most `limit` waiting chunks: those without a vector or with one of another embedder.
+/// Embeds at most `limit` waiting chunks of these files: those without a vector or with one of another embedder.
 ///
-/// No transaction is open while the embedder works, since a provider may take seconds.
+/// Callers at once compute nothing twice as long as they name different files and no text stands in several of them.
+/// Two deliveries of one message at once may both compute the same vectors: nothing is held while the embedder works,
+/// neither a transaction nor a lock, since a provider may take seconds. The vectors are equal, so the cost is the call.
+///
+/// # Errors
+/// When the embedder fails or the database refuses; chunks of earlier calls keep their vectors.
+pub async fn embed_files(
+    pool: &PgPool,
+    tenant: &str,
+    collection: &str,
+    embedder: &dyn Embedder,
+    paths: &[String],
+    limit: u32,
+) -> Result<EmbedReport, Error> {
+    let pending = pending_of_files(pool, tenant, collection, embedder.identity(), paths, limit).await?;
+    embed(pool, tenant, collection, embedder, &pending, limit).await
+}
+
+/// Embeds at most `limit` waiting chunks of the whole collection: what [`embed_files`] left over, or everything after
+/// the embedder has changed. Callers at once may compute the same vectors, so call it from one place at a time.
 ///
 /// # Errors
 /// When the embedder fails or the database refuses; chunks of earlier calls keep their vectors.
@@ -36,12 +57,21 @@ pub async fn embed_pending(
     embedder: &dyn Embedder,
     limit: u32,
 ) -> Result<EmbedReport, Error> {
-    let pending = pending_chunks(pool, tenant, collection, embedder.identity(), limit).await?;
-    if pending.is_empty() {
-        return Ok(EmbedReport::default());
-    }
+    let pending = pending_of_collection(pool, tenant, collection, embedder.identity(), limit).await?;
+    embed(pool, tenant, collection, embedder, &pending, limit).await
+}
+
+async fn embed(
+    pool: &PgPool,
+    tenant: &str,
+    collection: &str,
+    embedder: &dyn Embedder,
+    pending: &[PendingChunk],
+    limit: u32,
+) -> Result<EmbedReport, Error> {
+    let Some(first) = pending.first() else { return Ok(EmbedReport::default()) };
     let mut texts: BTreeMap<&[u8], String> = BTreeMap::new();
-    for chunk in &pending {
+    for chunk in pending {
         let text = || embedded_text(name_of(chunk.qualified_name.as_deref(), chunk.heading.as_deref()), &chunk.content);
         texts.entry(&chunk.text_sha256).or_insert_with(text);
     }
@@ -50,6 +80,7 @@ pub async fn embed_pending(
     let (missing, missing_texts): (Vec<&[u8]>, Vec<String>) =
         texts.into_iter().filter(|(sha256, _)| !vectors.contains_key(*sha256)).unzip();
     let from_cache = pending.iter().filter(|chunk| vectors.contains_key(&chunk.text_sha256)).count();
+    let computed = missing.len();
     if !missing.is_empty() {
         let made = checked(embedder, missing_texts).await?;
         remember(pool, tenant, embedder, &missing, &made).await?;
@@ -57,12 +88,10 @@ pub async fn embed_pending(
     }
     let mut transaction = pool.begin().await?;
     scope::lock(&mut transaction, tenant, collection).await?;
-    let embedded = write(&mut transaction, tenant, embedder, &pending, &vectors).await?;
-    if let Some(chunk) = pending.first() {
-        scope::change(&mut transaction, tenant, chunk.scope_id, 0, 0).await?;
-    }
+    let embedded = write(&mut transaction, tenant, embedder, pending, &vectors).await?;
+    scope::change(&mut transaction, tenant, first.scope_id, 0, 0).await?;
     transaction.commit().await?;
-    Ok(EmbedReport { embedded, from_cache, more: pending.len() >= limit as usize })
+    Ok(EmbedReport { embedded, from_cache, computed, more: pending.len() >= limit as usize })
 }
 
 #[derive(sqlx::FromRow)]
@@ -75,7 +104,7 @@ struct PendingChunk {
     content: String,
 }
 
-async fn pending_chunks(
+async fn pending_of_collection(
     pool: &PgPool,
     tenant: &str,
     collection: &str,
@@ -100,6 +129,46 @@ async fn pending_chunks(
     )
     .bind(tenant)
     .bind(collection)
+    .bind(identity)
+    .bind(i64::from(limit))
+    .fetch_all(pool)
+    .await
+}
+
+async fn pending_of_files(
+    pool: &PgPool,
+    tenant: &str,
+    collection: &str,
+    identity: &str,
+    paths: &[String],
+    limit: u32,
+) -> Result<Vec<PendingChunk>, sqlx::Error> {
+    // A path of a message may hold a NUL, which the database would refuse for the whole batch.
+    let storable: Vec<&str> = paths.iter().map(String::as_str).filter(|path| !path.contains('\0')).collect();
+    // Laterals with offset 0 look the chunks up by their file, also before the tables have statistics.
+    sqlx::query_as(
+        "with files as (
+           select f.source_id
+             from public.rag_scopes s
+             join public.rag_sources f on f.tenant = s.tenant and f.scope_id = s.scope_id
+            where s.tenant = $1 and s.collection = $2 and f.path = any($3))
+         select w.scope_id, w.chunk_id, w.text_sha256, w.qualified_name, w.heading, w.content
+           from files
+          cross join lateral (
+                (select c.scope_id, c.chunk_id, c.text_sha256, c.qualified_name, null::text as heading, c.content
+                   from public.code_vectors c
+                  where c.tenant = $1 and c.source_id = files.source_id and c.embedder is distinct from $4
+                 offset 0)
+                union all
+                (select d.scope_id, d.chunk_id, d.text_sha256, null::text, d.heading, d.content
+                   from public.vector_documents d
+                  where d.tenant = $1 and d.source_id = files.source_id and d.embedder is distinct from $4
+                 offset 0)) as w
+          limit $5",
+    )
+    .bind(tenant)
+    .bind(collection)
+    .bind(storable)
     .bind(identity)
     .bind(i64::from(limit))
     .fetch_all(pool)

@@ -48,7 +48,8 @@ pub struct FileError {
 
 /// Brings the index up to date for these paths below `root`, in one transaction.
 ///
-/// Reads the files under the collection's lock, so that of two deliveries the later one never stores older content.
+/// Cuts and counts the files before it takes the collection's lock, since that is most of the work, and reads them again
+/// under it: of two deliveries the later one never stores older content.
 ///
 /// # Errors
 /// When the root cannot be opened or the database refuses; single files are reported instead.
@@ -61,6 +62,7 @@ pub async fn index_files(
     limits: WalkLimits,
 ) -> Result<IndexReport, Error> {
     let root = resolve_root(root, &[])?;
+    let ready = prepare_ahead(pool, tenant, collection, &root, paths, limits).await?;
     let wanted: BTreeSet<String> = paths.iter().cloned().collect();
     let mut transaction = pool.begin().await?;
     scope::lock(&mut transaction, tenant, collection).await?;
@@ -69,13 +71,8 @@ pub async fn index_files(
     let stored = stored_sources(&mut transaction, tenant, scope_id, paths).await?;
 
     let mut report = IndexReport { skipped: read.skipped, errors: read.errors, ..IndexReport::default() };
-    let mut changed: Vec<FileText> = Vec::new();
-    for file in read.files {
-        match stored.get(&file.entry.path) {
-            Some((_, sha256)) if *sha256 == file.entry.sha256 => report.unchanged += 1,
-            _ => changed.push(file),
-        }
-    }
+    let (unchanged, changed) = split(read.files, &stored);
+    report.unchanged = unchanged;
     let source_of = |path: &String| stored.get(path).map(|(source_id, _)| *source_id);
     let gone: Vec<i64> = read.gone.iter().filter_map(source_of).collect();
     report.removed = gone.len();
@@ -85,12 +82,52 @@ pub async fn index_files(
         return Ok(report);
     }
     let replaced: Vec<i64> = changed.iter().filter_map(|file| source_of(&file.entry.path)).collect();
-    let prepared = tokio::task::spawn_blocking(move || prepare_all(changed)).await?;
+    let prepared = prepare_rest(ready, changed).await?;
     report.indexed = prepared.len();
     report.chunks = prepared.iter().map(|file| file.chunks.len()).sum();
     replace(&mut transaction, Scope { tenant, scope_id }, &replaced, &gone, &prepared).await?;
     transaction.commit().await?;
     Ok(report)
+}
+
+/// What differs from the index, read and cut without any lock; it may be outdated when the lock is held.
+async fn prepare_ahead(
+    pool: &PgPool,
+    tenant: &str,
+    collection: &str,
+    root: &Path,
+    paths: &[String],
+    limits: WalkLimits,
+) -> Result<Vec<PreparedFile>, Error> {
+    let mut connection = pool.acquire().await?;
+    let stored = match scope::find(&mut connection, tenant, collection).await? {
+        Some(scope_id) => stored_sources(&mut connection, tenant, scope_id, paths).await?,
+        None => HashMap::new(),
+    };
+    drop(connection);
+    let (root, wanted) = (root.to_path_buf(), paths.iter().cloned().collect());
+    let prepared = tokio::task::spawn_blocking(move || {
+        let (_, changed) = split(read_all(&root, wanted, limits).files, &stored);
+        prepare_all(changed)
+    });
+    Ok(prepared.await?)
+}
+
+/// The changed files ready to be stored: those that were prepared with this very content, and the rest prepared now.
+async fn prepare_rest(ready: Vec<PreparedFile>, changed: Vec<FileText>) -> Result<Vec<PreparedFile>, Error> {
+    let mut ready: HashMap<String, PreparedFile> =
+        ready.into_iter().map(|file| (file.entry.path.clone(), file)).collect();
+    let (mut prepared, mut rest) = (Vec::with_capacity(changed.len()), Vec::new());
+    for file in changed {
+        match ready.remove(&file.entry.path).filter(|ready| ready.entry == file.entry) {
+            Some(same) => prepared.push(same),
+            None => rest.push(file),
+        }
+    }
+    if !rest.is_empty() {
+        prepared.extend(tokio::task::spawn_blocking(move || prepare_all(rest)).await?);
+    }
+    Ok(prepared)
 }
 
 /// Takes these paths out of the index; answers how many were in it.
@@ -150,12 +187,24 @@ async fn replace(
     scope::change(connection, tenant, scope_id, gained.chunks - lost.chunks, gained.tokens - lost.tokens).await
 }
 
+/// Key and content hash of each indexed file by its path.
+type Stored = HashMap<String, (i64, Vec<u8>)>;
+
+/// Counts the files that are indexed as they are, and gives the others back.
+fn split(files: Vec<FileText>, stored: &Stored) -> (usize, Vec<FileText>) {
+    let total = files.len();
+    let is_changed =
+        |file: &FileText| stored.get(&file.entry.path).is_none_or(|(_, sha256)| *sha256 != file.entry.sha256);
+    let changed: Vec<FileText> = files.into_iter().filter(is_changed).collect();
+    (total - changed.len(), changed)
+}
+
 async fn stored_sources(
     connection: &mut PgConnection,
     tenant: &str,
     scope_id: i64,
     paths: &[String],
-) -> Result<HashMap<String, (i64, Vec<u8>)>, sqlx::Error> {
+) -> Result<Stored, sqlx::Error> {
     // A path of a message may hold a NUL, which the database would refuse for the whole batch.
     let storable: Vec<&str> = paths.iter().map(String::as_str).filter(|path| !path.contains('\0')).collect();
     let rows: Vec<(String, i64, Vec<u8>)> = sqlx::query_as(

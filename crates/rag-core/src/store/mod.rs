@@ -9,7 +9,7 @@ mod prepare;
 mod scope;
 mod sync;
 
-pub use embedding::{EmbedReport, embed_pending};
+pub use embedding::{EmbedReport, embed_files, embed_pending};
 pub use index::{FileError, IndexReport, index_files, remove_files};
 pub use plan::{Plan, plan};
 pub use scope::{CollectionStatus, collections};

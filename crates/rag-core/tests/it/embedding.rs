@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cogo_rag_core::{EmbedError, Embedder, Embedding, Error, HashEmbedder, collections, embed_pending};
+use cogo_rag_core::{EmbedError, Embedder, Embedding, Error, HashEmbedder, collections, embed_files, embed_pending};
 use cogo_test_support::database;
 use sqlx::PgPool;
+use tokio::sync::Barrier;
 
 use crate::support::{TENANT, Tree};
 
@@ -121,4 +122,79 @@ async fn vectors_of_the_wrong_shape_are_refused() {
     let refused = embed_pending(&database.pool, TENANT, "repo", &embedder, 10).await;
     assert!(matches!(refused, Err(Error::Embed(EmbedError::Shape { .. }))), "{refused:?}");
     assert_eq!(collections(&database.pool, TENANT).await.unwrap()[0].embedded, 0);
+}
+
+/// Answers once this many calls are under way, so that they surely overlap.
+struct Together {
+    counting: Counting,
+    barrier: Barrier,
+}
+
+impl Embedder for Together {
+    fn identity(&self) -> &str {
+        self.counting.identity()
+    }
+
+    fn dimensions(&self) -> usize {
+        self.counting.dimensions()
+    }
+
+    fn degraded(&self) -> bool {
+        false
+    }
+
+    fn embed<'a>(&'a self, texts: &'a [String]) -> Embedding<'a> {
+        Box::pin(async move {
+            self.barrier.wait().await;
+            self.counting.embed(texts).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn messages_at_once_embed_each_chunk_once() {
+    let database = database().await;
+    let tree = Tree::new(&[]);
+    let batches: Vec<Vec<String>> =
+        (0..6).map(|batch| (0..3).map(|file| format!("f{batch}_{file}.rs")).collect()).collect();
+    for path in batches.iter().flatten() {
+        tree.write(path, &format!("fn {}() {{}}\n\nfn also_{0}() {{}}\n", path.trim_end_matches(".rs")));
+    }
+    tree.sync(&database.pool, "repo").await;
+    let embedder = Together { counting: Counting::new("counting/4/1"), barrier: Barrier::new(batches.len()) };
+    let (pool, embedder) = (&database.pool, &embedder);
+    let one = |paths: &'_ [String]| {
+        let paths = paths.to_vec();
+        async move { embed_files(pool, TENANT, "repo", embedder, &paths, 100).await.unwrap() }
+    };
+    let reports = tokio::join!(
+        one(&batches[0]),
+        one(&batches[1]),
+        one(&batches[2]),
+        one(&batches[3]),
+        one(&batches[4]),
+        one(&batches[5])
+    );
+    let computed = [reports.0, reports.1, reports.2, reports.3, reports.4, reports.5].map(|report| report.computed);
+    assert_eq!(computed, [6; 6]);
+    assert_eq!(embedder.counting.texts.load(Ordering::Relaxed), 36);
+    assert_eq!(collections(pool, TENANT).await.unwrap()[0].embedded, 36);
+}
+
+#[tokio::test]
+async fn files_leave_the_chunks_of_others_to_the_whole() {
+    let database = database().await;
+    tree().sync(&database.pool, "repo").await;
+    let embedder = Counting::new("counting/4/1");
+    let paths = ["a.rs", "absent.rs", "nul\0name"].map(str::to_owned);
+    let of_files = async |limit| embed_files(&database.pool, TENANT, "repo", &embedder, &paths, limit).await.unwrap();
+    let first = of_files(2).await;
+    assert_eq!((first.embedded, first.computed, first.more), (2, 2, true));
+    let rest = of_files(2).await;
+    assert_eq!((rest.embedded, rest.computed, rest.more), (1, 1, false));
+    assert_eq!(collections(&database.pool, TENANT).await.unwrap()[0].embedded, 3);
+
+    let left = embed_pending(&database.pool, TENANT, "repo", &embedder, 100).await.unwrap();
+    // The copy of a function of a.rs is known by its text.
+    assert_eq!((left.embedded, left.from_cache, left.computed), (3, 1, 2));
 }

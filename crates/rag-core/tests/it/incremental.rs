@@ -174,6 +174,39 @@ async fn unreadable_paths_are_reported_and_the_rest_is_indexed() {
 }
 
 #[tokio::test]
+async fn file_that_changes_while_its_message_waits_is_stored_as_it_is_then() {
+    let database = database().await;
+    let tree = Tree::new(&FILES);
+    tree.sync(&database.pool, "repo").await;
+    tree.write("src/lib.rs", "fn first_change() {}\n");
+    tree.write("docs/guide.md", "# Guide\n\nChanged once.\n");
+    let mut other = database.pool.begin().await.unwrap();
+    // What a writer of this collection holds.
+    let lock = "select pg_advisory_xact_lock(hashtextextended($1, $2))";
+    let key = format!("{TENANT}/repo");
+    sqlx::query(lock).bind(&key).bind(0x7261_6763_i64).execute(&mut *other).await.unwrap();
+    let paths = ["src/lib.rs", "docs/guide.md"].map(str::to_owned);
+    let waiting = index_files(&database.pool, TENANT, "repo", tree.root(), &paths, WalkLimits::default());
+    let release = async {
+        let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted
+                                       and database = (select oid from pg_database where datname = current_database()))";
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&database.pool).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+        tree.write("src/lib.rs", "fn second_change() {}\n\nfn third() {}\n");
+        other.rollback().await.unwrap();
+    };
+    let (report, ()) = tokio::join!(waiting, release);
+    assert_eq!((report.as_ref().unwrap().indexed, report.unwrap().chunks), (2, 3));
+    check_recount(&database.pool).await;
+    let stored =
+        "select string_agg(symbol, ',' order by chunk_id) from public.code_vectors where symbol ~ 'change|third'";
+    let symbols: Option<String> = sqlx::query_scalar(stored).fetch_one(&database.pool).await.unwrap();
+    assert_eq!(symbols.as_deref(), Some("second_change,third"));
+    assert_eq!(tree.sync(&database.pool, "repo").await.unchanged, 4, "hash and chunks belong together");
+}
+
+#[tokio::test]
 async fn progress_ends_at_its_total() {
     let database = database().await;
     let tree = Tree::new(&[]);

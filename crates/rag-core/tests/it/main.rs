@@ -5,5 +5,6 @@
 mod embedding;
 mod incremental;
 mod quality;
+mod ranking;
 mod search;
 mod support;
