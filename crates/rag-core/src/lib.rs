@@ -19,8 +19,9 @@ pub use language::Language;
 pub use model_embedder::{ModelEmbedder, embedder_of};
 pub use search::{Components, Passage, QuestionTerm, QuestionWord, Retrieved, Searcher};
 pub use store::{
-    CollectionStatus, EmbedReport, Error, FileError, IndexReport, MAX_BATCH_FILES, Plan, Progress, SyncReport,
-    collections, embed_files, embed_pending, index_files, plan, remove_files, sync,
+    CollectionStatus, EmbedReport, Error, FileError, IndexReport, Lines, MAX_BATCH_FILES, Plan, Progress, StoredLines,
+    SyncReport, collection_sizes, collections, embed_files, embed_pending, index_files, lines, plan, remove_files,
+    sync,
 };
 pub use tokens::{Tokenizer, Word};
 pub use walk::{FileEntry, FileText, Reading, SkipReason, WalkLimits, Walked, read_file, resolve_root, walk};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use cogo_contracts::{Assignment, ChatMode, ChatReply, ChatRequest, Route, routes};
 use cogo_model_client::ChatModel;
-use cogo_rag_core::{Extract, extract};
+use cogo_rag_core::{Extract, collection_sizes, extract};
 use cogo_service_runtime::{Claim, Handler, HandlerError};
 use sqlx::PgPool;
 use tokio::time::Instant;
@@ -16,7 +16,6 @@ use uuid::Uuid;
 use crate::{
     abstain, extractive,
     graph::Graphs,
-    indexed,
     intent::classify,
     live::{Live, Writer},
     reply::{degrade, joined},
@@ -142,7 +141,7 @@ impl<M: ChatModel> Chat<M> {
 
     /// The collections that the question is about; none if nothing of the tenant is indexed.
     async fn collections(&self, tenant: &str, wanted: Option<&str>) -> Result<Option<Vec<String>>, HandlerError> {
-        let known = indexed::collections(&self.parts.pool, tenant).await?;
+        let known = collection_sizes(&self.parts.pool, tenant).await.context("list the collections")?;
         if known.iter().all(|(_, chunks)| *chunks == 0) {
             return Ok(None);
         }

@@ -4,10 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use cogo_contracts::ChatReply;
 use cogo_kg_core::{AffectedTests, CodeGraph, Cycle, Dependent, Found, GraphNode, Impact, Imports, Use, is_test_path};
+use cogo_rag_core::Lines;
 use sqlx::PgPool;
 
 use crate::{
-    indexed::Lines,
     intent::Intent,
     places::{Draft, MAX_PLACES, Place, described},
     reply::{counted, joined},
@@ -33,7 +33,7 @@ pub(crate) struct Graphs<'asked> {
 
 impl Graphs<'_> {
     /// The answer, if the question is structural and the graph knows what it asks about.
-    pub(crate) async fn answer(&self, intent: &Intent) -> Result<Option<ChatReply>, sqlx::Error> {
+    pub(crate) async fn answer(&self, intent: &Intent) -> anyhow::Result<Option<ChatReply>> {
         let name = match intent {
             Intent::Importers(name) | Intent::Imports(name) | Intent::Impact(name) => name,
             Intent::Cycles => return self.cycles().await,
@@ -78,7 +78,7 @@ impl Graphs<'_> {
         Ok(candidates)
     }
 
-    async fn ambiguous(&self, name: &str, candidates: &[(String, GraphNode)]) -> Result<ChatReply, sqlx::Error> {
+    async fn ambiguous(&self, name: &str, candidates: &[(String, GraphNode)]) -> anyhow::Result<ChatReply> {
         let collections: BTreeSet<&String> = candidates.iter().map(|(collection, _)| collection).collect();
         let one_collection = collections.len() == 1;
         let hint = if one_collection { "a full name or a path" } else { "a full name or a path, or name a collection" };
@@ -97,7 +97,7 @@ impl Graphs<'_> {
         Draft::new(collection, sentence).section("", places.collect()).finish(self.pool, self.tenant).await
     }
 
-    async fn cycles(&self) -> Result<Option<ChatReply>, sqlx::Error> {
+    async fn cycles(&self) -> anyhow::Result<Option<ChatReply>> {
         let mut files = 0;
         for collection in self.collections {
             let graph = self.graph(collection);

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use cogo_contracts::{ChatMode, ChatReply, Citation};
 use cogo_kg_core::GraphNode;
+use cogo_rag_core::Lines;
 use sqlx::PgPool;
 
 use crate::{
-    indexed::{Lines, cite},
+    indexed::cite,
     reply::{counted, free},
 };
 
@@ -98,7 +99,7 @@ impl Draft {
     }
 
     /// Numbers the places whose lines are indexed and writes the answer.
-    pub(crate) async fn finish(mut self, pool: &PgPool, tenant: &str) -> Result<ChatReply, sqlx::Error> {
+    pub(crate) async fn finish(mut self, pool: &PgPool, tenant: &str) -> anyhow::Result<ChatReply> {
         self.shorten();
         let mut cited = self.cited(pool, tenant).await?.into_iter();
         let mut answer = self.sentence.clone();
@@ -137,7 +138,7 @@ impl Draft {
     }
 
     /// The citation of each place, in order.
-    async fn cited(&self, pool: &PgPool, tenant: &str) -> Result<Vec<Option<Citation>>, sqlx::Error> {
+    async fn cited(&self, pool: &PgPool, tenant: &str) -> anyhow::Result<Vec<Option<Citation>>> {
         let collection_of = |place: &Place| place.collection.clone().unwrap_or_else(|| self.collection.clone());
         let mut by_collection: BTreeMap<String, Vec<(usize, Lines)>> = BTreeMap::new();
         for (index, place) in self.places().enumerate() {

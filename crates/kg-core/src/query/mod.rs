@@ -5,6 +5,8 @@ mod impact;
 mod target;
 mod uses;
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use sqlx::PgPool;
 
@@ -62,6 +64,25 @@ impl CodeGraph {
     #[must_use]
     pub fn new(pool: PgPool, tenant: impl Into<String>, repo: impl Into<String>) -> Self {
         Self { pool, tenant: tenant.into(), repo: repo.into() }
+    }
+
+    /// Hash (lowercase hex of SHA-256) of the content that each of these files had when the graph was built; files that
+    /// are not in the graph are left out.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn content_hashes(&self, paths: &[String]) -> Result<HashMap<String, String>, sqlx::Error> {
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "select f.path, encode(f.content_sha256, 'hex')
+               from public.kg_files f
+              where f.tenant = $1 and f.repo = $2 and f.path = any ($3)",
+        )
+        .bind(&self.tenant)
+        .bind(&self.repo)
+        .bind(paths)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// Number of files in the graph; 0 means that it was never built or that the tree has no source files.

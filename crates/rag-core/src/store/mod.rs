@@ -3,6 +3,7 @@
 mod chunks;
 mod embedding;
 mod index;
+mod lines;
 mod plan;
 mod postings;
 mod prepare;
@@ -11,8 +12,9 @@ mod sync;
 
 pub use embedding::{EmbedReport, embed_files, embed_pending};
 pub use index::{FileError, IndexReport, index_files, remove_files};
+pub use lines::{Lines, StoredLines, lines};
 pub use plan::{Plan, plan};
-pub use scope::{CollectionStatus, collections};
+pub use scope::{CollectionStatus, collection_sizes, collections};
 pub use sync::{Progress, SyncReport, sync};
 
 /// Files that go into one transaction and one message: few enough that a lost worker costs little.

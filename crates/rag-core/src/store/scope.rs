@@ -21,6 +21,20 @@ pub struct CollectionStatus {
     pub embedded: i64,
 }
 
+/// The collections of a tenant with their number of chunks, by name.
+///
+/// # Errors
+/// When the database cannot be asked.
+pub async fn collection_sizes(pool: &PgPool, tenant: &str) -> Result<Vec<(String, i64)>, Error> {
+    let sizes = sqlx::query_as(
+        "select s.collection, s.chunk_count from public.rag_scopes s where s.tenant = $1 order by s.collection",
+    )
+    .bind(tenant)
+    .fetch_all(pool)
+    .await?;
+    Ok(sizes)
+}
+
 /// The collections of a tenant, by name.
 ///
 /// # Errors
