@@ -24,7 +24,7 @@ comment on schema bus is 'Functions and side tables of public.agent_messages; th
 
 create function bus.uuid_v7() returns uuid
 language sql volatile parallel safe
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select encode(
     set_byte(
@@ -70,6 +70,7 @@ create table public.agent_messages (
   reply_to        text        check (length(reply_to) <= 200),
   idempotency_key text        check (length(idempotency_key) between 1 and 200),
   group_key       text        check (length(group_key) between 1 and 200),
+  blocked         boolean     not null default false check (not blocked or group_key is not null),
   target_instance text        check (length(target_instance) <= 200),
   headers         jsonb       not null default '{}'
                   constraint headers_are_an_object check (jsonb_typeof(headers) = 'object')
@@ -114,13 +115,14 @@ comment on column public.agent_messages.replay_of is 'The dead letter that this 
 comment on column public.agent_messages.reply_to is 'Key under which the sender waits for the reply.';
 comment on column public.agent_messages.idempotency_key is 'One message per tenant and key; a second enqueue answers the first id.';
 comment on column public.agent_messages.group_key is 'Messages of one group on one route run in order, one at a time.';
+comment on column public.agent_messages.blocked is 'An earlier message of the group is not finished; kept by the database.';
 comment on column public.agent_messages.target_instance is 'Only the holder of this name may claim it.';
 comment on column public.agent_messages.headers is 'W3C trace context and other transport headers.';
 
 create unique index agent_messages_idempotency on public.agent_messages (tenant, idempotency_key)
   where idempotency_key is not null;
 create index agent_messages_ready on public.agent_messages (service, role, shard, priority, created_at, id)
-  where status = 'queued' and retry_at is null;
+  where status = 'queued' and retry_at is null and not blocked;
 create index agent_messages_delayed on public.agent_messages (service, role, shard, retry_at)
   where status = 'queued' and retry_at is not null;
 create index agent_messages_expiring on public.agent_messages (expires_at)
@@ -130,6 +132,7 @@ create index agent_messages_held on public.agent_messages (claimed_by) where sta
 create index agent_messages_task on public.agent_messages (root_id, created_at);
 create index agent_messages_group on public.agent_messages (service, role, shard, tenant, group_key, created_at, id)
   where group_key is not null and status in ('queued', 'claimed');
+create index agent_messages_unfinished on public.agent_messages (root_id) where done_at is null;
 create index agent_messages_ended on public.agent_messages (done_at) where done_at is not null;
 create index agent_messages_dead on public.agent_messages (done_at desc) where status = 'failed';
 
@@ -174,9 +177,31 @@ create index agent_messages_children on public.agent_messages (parent_id) where 
 
 -- ---------------------------------------------------------------- what every insert is held to
 
+create function bus.lock_group(service text, role text, shard integer, tenant text, group_key text) returns void
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select pg_advisory_xact_lock(hashtextextended(
+    jsonb_build_array(service, role, shard, tenant, group_key)::text, 0))
+$$;
+comment on function bus.lock_group(text, text, integer, text, text)
+  is 'One at a time, those who add to a group and those who end its messages.';
+
+create function bus.head_of_group(service text, role text, shard integer, tenant text, group_key text) returns uuid
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select m.id from public.agent_messages m
+   where m.service = head_of_group.service and m.role = head_of_group.role and m.shard = head_of_group.shard
+     and m.tenant = head_of_group.tenant and m.group_key = head_of_group.group_key
+     and m.status in ('queued', 'claimed')
+   order by m.created_at, m.id limit 1
+$$;
+comment on function bus.head_of_group(text, text, integer, text, text) is 'The oldest unfinished message of a group, the only one that may be claimed.';
+
 create function bus.before_insert() returns trigger
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   parent record;
@@ -205,6 +230,12 @@ begin
       using errcode = 'foreign_key_violation';
   end if;
   new.root_id := coalesce(new.root_id, new.id);
+  if new.group_key is not null then
+    -- until the commit, so that messages of a group become visible in the order of their times
+    perform bus.lock_group(new.service, new.role, new.shard, new.tenant, new.group_key);
+    new.created_at := clock_timestamp();
+    new.blocked := bus.head_of_group(new.service, new.role, new.shard, new.tenant, new.group_key) is not null;
+  end if;
   return new;
 end
 $$;
@@ -212,7 +243,7 @@ comment on function bus.before_insert() is 'Fills root and deadline from the par
 
 create function bus.announce(routes text[]) returns void
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select pg_notify('bus_ready', route) from (select distinct unnest(routes) as route) as distinct_routes
 $$;
@@ -220,7 +251,7 @@ comment on function bus.announce(text[]) is 'Wakes the workers of these routes (
 
 create function bus.announce_tasks(roots uuid[]) returns void
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select pg_notify('bus_task', watched.root_id::text)
     from (select distinct w.root_id from bus.watchers w
@@ -230,7 +261,7 @@ comment on function bus.announce_tasks(uuid[]) is 'Tells those who watch these t
 
 create function bus.after_insert() returns trigger
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform bus.announce(array(
@@ -241,18 +272,39 @@ end
 $$;
 comment on function bus.after_insert() is 'One wake-up per statement and route.';
 
+create function bus.after_end() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform bus.lock_group(new.service, new.role, new.shard, new.tenant, new.group_key);
+  update public.agent_messages as t
+     set blocked = false
+   where t.id = bus.head_of_group(new.service, new.role, new.shard, new.tenant, new.group_key) and t.blocked;
+  if found then
+    perform bus.announce(array[new.service || '/' || new.role || '/' || new.shard]);
+  end if;
+  return null;
+end
+$$;
+comment on function bus.after_end() is 'Lets the next message of a group come forward.';
+
 create trigger before_insert before insert on public.agent_messages
   for each row execute function bus.before_insert();
 create trigger after_insert after insert on public.agent_messages
   referencing new table as new_rows
   for each statement execute function bus.after_insert();
 
+create trigger after_end after update on public.agent_messages
+  for each row when (old.group_key is not null and old.done_at is null and new.done_at is not null)
+  execute function bus.after_end();
+
 -- ---------------------------------------------------------------- sending
 
 create function bus.enqueue_many(messages jsonb)
 returns table (ord bigint, id uuid, duplicate boolean)
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -274,6 +326,14 @@ begin
   prepared := array(
     select coalesce((e.m ->> 'id')::uuid, bus.uuid_v7())
       from jsonb_array_elements(messages) with ordinality as e (m, o) order by e.o);
+
+  -- several groups in one batch are locked in one order, so that two batches cannot wait for each other
+  perform bus.lock_group(g.service, g.role, g.shard, g.tenant, g.group_key)
+     from (select distinct e.m ->> 'service', e.m ->> 'role', coalesce((e.m ->> 'shard')::integer, 0), e.m ->> 'tenant',
+                  e.m ->> 'group_key'
+             from jsonb_array_elements(messages) as e (m)
+            where e.m ->> 'group_key' is not null
+            order by 1, 2, 3, 4, 5) as g (service, role, shard, tenant, group_key);
 
   insert into public.agent_messages
          (id, service, role, shard, tenant, payload, priority, max_attempts, retry_at, expires_at,
@@ -308,7 +368,7 @@ create function bus.enqueue(
   priority integer default 100, headers jsonb default '{}')
 returns uuid
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select e.id
     from bus.enqueue_many(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
@@ -323,7 +383,7 @@ comment on function bus.enqueue(text, text, text, jsonb, integer, text, bigint, 
 
 create function bus.record_event(kind text, m public.agent_messages, actor text, detail jsonb) returns void
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
   values (kind, m.tenant, m.id, m.root_id, m.service || '/' || m.role || '/' || m.shard, actor, detail)
@@ -332,7 +392,7 @@ comment on function bus.record_event(text, public.agent_messages, text, jsonb) i
 
 create function bus.outcome_detail(m public.agent_messages) returns jsonb
 language sql stable
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_build_object(
     'attempt', m.attempts,
@@ -348,16 +408,17 @@ comment on function bus.outcome_detail(public.agent_messages) is 'What the orche
 create function bus.settle_failure(m public.agent_messages, reason text, retriable boolean, retry_ms bigint, actor text)
 returns text
 language plpgsql
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   counted integer := m.attempts - m.released;
-  outlives boolean := m.expires_at is null or m.expires_at > clock_timestamp();
-  again boolean := retriable and counted < m.max_attempts and outlives;
   -- exponential from 1 s, at most 5 min, the upper half jittered so that a herd spreads
   delay interval := coalesce(
     retry_ms * interval '1 millisecond',
     least(300.0, power(2.0, least(greatest(counted, 1), 20) - 1)) * (0.5 + random() / 2) * interval '1 second');
+  -- a retry that could only come after the time to live is no retry; the reason stays the handler's
+  again boolean := retriable and counted < m.max_attempts
+    and (m.expires_at is null or clock_timestamp() + delay < m.expires_at);
   assigned boolean := m.payload ? '__assignment';
   settled public.agent_messages;
 begin
@@ -396,7 +457,7 @@ comment on function bus.settle_failure(public.agent_messages, text, boolean, big
 -- volatile, and a comparison with it reads every row.
 create function bus.expire(max_rows integer default 200) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m public.agent_messages;
@@ -407,7 +468,9 @@ begin
      where t.status = 'queued' and t.expires_at <= (select clock_timestamp())
      order by t.expires_at limit max_rows for update skip locked
   loop
-    perform bus.settle_failure(m, 'time to live passed before it was started', false, null, 'bus.expire');
+    perform bus.settle_failure(m,
+      'time to live passed ' || coalesce('before another attempt, last error: ' || m.error, 'before it was started'),
+      false, null, 'bus.expire');
     expired := expired + 1;
   end loop;
   return expired;
@@ -425,7 +488,7 @@ returns table (
   root_id uuid, parent_id uuid, reply_to text, priority smallint, created_at timestamptz, waited_ms bigint,
   remaining_ms bigint)
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -459,15 +522,9 @@ begin
   with candidate as materialized (
     select c.id from public.agent_messages c
      where c.service = claim.service and c.role = claim.role and c.shard = claim.shard
-       and c.status = 'queued' and c.retry_at is null
+       and c.status = 'queued' and c.retry_at is null and not c.blocked
        and (c.expires_at is null or c.expires_at > clock_timestamp())
        and (c.target_instance is null or c.target_instance = claim.instance)
-       and (c.group_key is null or not exists (
-             select from public.agent_messages earlier
-              where earlier.service = c.service and earlier.role = c.role and earlier.shard = c.shard
-                and earlier.tenant = c.tenant and earlier.group_key = c.group_key
-                and earlier.status in ('queued', 'claimed')
-                and (earlier.created_at, earlier.id) < (c.created_at, c.id)))
      order by c.priority, c.created_at, c.id
      limit claim.max_messages for update skip locked
   )
@@ -497,7 +554,7 @@ comment on function bus.claim(text, text, integer, text, integer, bigint, text)
 
 create function bus.next_due(service text, role text, shard integer) returns bigint
 language sql stable security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   -- greatest() ignores nulls, so an empty queue must not reach it
   select case when min(d.retry_at) is not null
@@ -511,7 +568,7 @@ comment on function bus.next_due(text, text, integer) is 'Milliseconds until the
 create function bus.extend(ids uuid[], attempts smallint[], holder text, lease_ms bigint)
 returns table (id uuid)
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   -- who locks many rows locks them in the order of their ids, so that no two can wait for each other
   with held as (
@@ -532,35 +589,68 @@ comment on function bus.extend(uuid[], smallint[], text, bigint)
 
 -- ---------------------------------------------------------------- ending
 
+create function bus.complete_many(
+  ids uuid[], attempts smallint[], holder text, results jsonb[], result_snippets text[], result_urls text[])
+returns table (id uuid)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  completed uuid[];
+  roots uuid[];
+begin
+  with given as (
+    select g.id, g.attempt, g.result, g.snippet, g.url
+      from unnest(complete_many.ids, complete_many.attempts, complete_many.results, complete_many.result_snippets,
+                  complete_many.result_urls) as g (id, attempt, result, snippet, url)
+  ), held as (
+    select t.id, given.result, given.snippet, given.url
+      from given
+      join public.agent_messages t on t.id = given.id and t.attempts = given.attempt
+     where t.status = 'claimed' and t.claimed_by = complete_many.holder and t.lease_until > clock_timestamp()
+     order by t.id for update of t
+  ), done as (
+    update public.agent_messages as t
+       set status = 'done', done_at = clock_timestamp(), lease_until = null, error = null,
+           result = held.result, result_snippet = left(held.snippet, 400), result_url = held.url
+      from held
+     where t.id = held.id
+    returning t.*
+  ), recorded as (
+    insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
+    select 'execute_done', d.tenant, d.id, d.root_id, d.service || '/' || d.role || '/' || d.shard,
+           complete_many.holder, bus.outcome_detail(d.*::public.agent_messages)
+      from done d
+     where d.payload ? '__assignment'
+  )
+  select array_agg(d.id), array_agg(distinct d.root_id) into completed, roots from done d;
+  perform bus.announce_tasks(roots);
+  return query select unnest(completed);
+end
+$$;
+comment on function bus.complete_many(uuid[], smallint[], text, jsonb[], text[], text[])
+  is 'Records completions in one go; answers the ids that were still the caller''s.';
+
 create function bus.complete(
   id uuid, holder text, attempt smallint, result jsonb default null, result_snippet text default null,
   result_url text default null, follow_ups jsonb default '[]')
 returns boolean
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
-#variable_conflict use_column
-declare
-  m public.agent_messages;
 begin
-  update public.agent_messages as t
-     set status = 'done', done_at = clock_timestamp(), lease_until = null, error = null,
-         result = complete.result, result_snippet = left(complete.result_snippet, 400), result_url = complete.result_url
-   where t.id = complete.id and t.status = 'claimed' and t.claimed_by = complete.holder
-     and t.attempts = complete.attempt and t.lease_until > clock_timestamp()
-  returning t.* into m;
+  perform from bus.complete_many(array[complete.id], array[complete.attempt], complete.holder, array[complete.result],
+                                 array[complete.result_snippet], array[complete.result_url]);
   if not found then
     return false;
   end if;
   if jsonb_array_length(complete.follow_ups) > 0 then
     perform bus.enqueue_many((
       select jsonb_agg(jsonb_build_object('tenant', m.tenant) || f || jsonb_build_object('parent_id', m.id))
-        from jsonb_array_elements(complete.follow_ups) as f));
+        from public.agent_messages m, jsonb_array_elements(complete.follow_ups) as f
+       where m.id = complete.id));
   end if;
-  if m.payload ? '__assignment' then
-    perform bus.record_event('execute_done', m, complete.holder, bus.outcome_detail(m));
-  end if;
-  perform bus.announce_tasks(array[m.root_id]);
   return true;
 end
 $$;
@@ -571,7 +661,7 @@ create function bus.fail(
   id uuid, holder text, attempt smallint, reason text, retriable boolean default true, retry_ms bigint default null)
 returns text
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -592,7 +682,7 @@ comment on function bus.fail(uuid, text, smallint, text, boolean, bigint)
 
 create function bus.release(ids uuid[], attempts smallint[], holder text) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -621,7 +711,7 @@ comment on function bus.release(uuid[], smallint[], text)
 
 create function bus.cancel(task uuid) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m public.agent_messages;
@@ -655,7 +745,7 @@ comment on function bus.cancel(uuid) is 'Cancels every unfinished message of a t
 
 create function bus.reclaim(max_rows integer default 500) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m public.agent_messages;
@@ -678,7 +768,7 @@ comment on function bus.reclaim(integer) is 'Requeues messages whose lease has p
 
 create function bus.requeue_held(holder text, reason text) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m public.agent_messages;
@@ -698,7 +788,7 @@ comment on function bus.requeue_held(text, text) is 'Takes everything from a hol
 
 create function bus.replay(dead_letter uuid) returns uuid
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   m public.agent_messages;
@@ -729,33 +819,33 @@ end
 $$;
 comment on function bus.replay(uuid) is 'Sends a dead letter again as a new message of the same task that points back; answers the new id.';
 
-create function bus.retain(keep interval, max_rows integer default 1000) returns integer
+create function bus.retain(keep interval, max_tasks integer default 1000) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   cutoff timestamptz := clock_timestamp() - keep;
   removed integer;
 begin
+  -- a task goes as a whole: never a step of one that is unfinished or still young
   with old as (
-    select t.id from public.agent_messages t
-     where t.done_at < cutoff
-       -- a task goes as a whole: never a step of one that is unfinished or still young
-       and not exists (select from public.agent_messages s
-                        where s.root_id = t.root_id and (s.done_at is null or s.done_at >= cutoff))
-     order by t.done_at limit max_rows for update skip locked)
+    select r.id from public.agent_messages r
+     where r.id = r.root_id and r.done_at < cutoff
+       and not exists (select from public.agent_messages s where s.root_id = r.id and s.done_at is null)
+       and not exists (select from public.agent_messages s where s.root_id = r.id and s.done_at >= cutoff)
+     order by r.done_at limit max_tasks for update skip locked)
   delete from public.agent_messages t using old
-   where t.id = old.id and t.status in ('done', 'failed', 'cancelled');
+   where t.root_id = old.id and t.status in ('done', 'failed', 'cancelled');
   get diagnostics removed = row_count;
   delete from bus.watchers w where w.until < (select clock_timestamp());
   return removed;
 end
 $$;
-comment on function bus.retain(interval, integer) is 'Removes finished tasks that ended before the interval; never an unfinished row. Answers how many went.';
+comment on function bus.retain(interval, integer) is 'Removes finished tasks that ended before the interval, each as a whole; answers how many messages went.';
 
 create function bus.retain_events(keep interval, max_rows integer default 5000) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   removed integer;
@@ -772,7 +862,7 @@ comment on function bus.retain_events(interval, integer) is 'Removes audit rows 
 
 create function bus.watch(task uuid, watcher text, for_ms bigint) returns void
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   -- those who stopped waiting are forgotten by those who start
   delete from bus.watchers
@@ -786,7 +876,7 @@ comment on function bus.watch(uuid, text, bigint) is 'From now on, changes of th
 
 create function bus.task(task uuid) returns jsonb
 language sql stable security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   with step as (
     select m.*,

@@ -134,7 +134,7 @@ create index log_instance on registry.log (instance_id);
 
 create function registry.lock_clock() returns bigint
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select c.version from registry.clock c for update
 $$;
@@ -142,7 +142,7 @@ comment on function registry.lock_clock() is 'First step of every change of memb
 
 create function registry.append(op text, agent registry.agents, body jsonb) returns bigint
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   with next as (
     update registry.clock as c set version = c.version + 1 returning c.version
@@ -157,7 +157,7 @@ comment on function registry.append(text, registry.agents, jsonb) is 'Writes one
 
 create function registry.record_event(kind text, agent registry.agents, detail jsonb default '{}') returns void
 language sql volatile
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   insert into public.bus_events (kind, tenant, actor, detail)
   values (record_event.kind, '-', (record_event.agent).holder,
@@ -169,7 +169,7 @@ comment on function registry.record_event(text, registry.agents, jsonb) is 'Writ
 
 create function registry.terminate(agent registry.agents, reason text, event text) returns integer
 language plpgsql
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   ended registry.agents;
@@ -195,7 +195,7 @@ comment on function registry.terminate(registry.agents, text, text)
 
 create function registry.transition(instance_id uuid, from_states text[], to_state text, op text, event text) returns text
 language plpgsql
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   changed registry.agents;
@@ -224,7 +224,7 @@ create function registry.register(
   previous uuid default null)
 returns table (outcome text, epoch bigint, holder text, state text, registry_version bigint)
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -294,7 +294,7 @@ comment on function registry.register(uuid, text, text, integer, text, text[], j
 
 create function registry.activate(instance_id uuid) returns text
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select registry.transition(instance_id, array['registered'], 'active', 'activated', 'agent_active')
 $$;
@@ -302,7 +302,7 @@ comment on function registry.activate(uuid) is 'From now on the run may claim; a
 
 create function registry.suspend(instance_id uuid) returns text
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select registry.transition(instance_id, array['active', 'suspect'], 'suspended', 'suspended', 'agent_suspended')
 $$;
@@ -310,7 +310,7 @@ comment on function registry.suspend(uuid) is 'Tells a run to claim nothing unti
 
 create function registry.resume(instance_id uuid) returns text
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select registry.transition(instance_id, array['suspended'], 'active', 'resumed', 'agent_resumed')
 $$;
@@ -318,7 +318,7 @@ comment on function registry.resume(uuid) is 'Lets a suspended run claim again; 
 
 create function registry.drain(instance_id uuid) returns text
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select registry.transition(instance_id, array['registered', 'active', 'suspect', 'suspended'], 'draining',
                              'draining', 'agent_draining')
@@ -327,7 +327,7 @@ comment on function registry.drain(uuid) is 'The run claims nothing new and fini
 
 create function registry.deregister(instance_id uuid, epoch bigint, reason text) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -353,7 +353,7 @@ create function registry.beat(
   stats jsonb default '{}')
 returns table (outcome text, state text, end_reason text, registry_version bigint)
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -390,17 +390,19 @@ comment on function registry.beat(uuid, bigint, bigint, boolean, integer, jsonb)
 
 create function registry.may_claim(holder text) returns boolean
 language sql stable security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce((select a.state = 'active' from registry.agents a where a.holder = may_claim.holder), true)
+  -- a name of the form that the registry makes must stand in it, or a run that it has forgotten could come back
+  select coalesce((select a.state = 'active' from registry.agents a where a.holder = may_claim.holder),
+                  may_claim.holder !~ '^[a-z][a-z0-9-]*/[0-9]+#[0-9a-f]{32}$')
 $$;
-comment on function registry.may_claim(text) is 'Whether a holder may claim: an agent only while active, a name that is not registered always.';
+comment on function registry.may_claim(text) is 'Whether a holder may claim: an agent only while active, any other name always.';
 
 -- ---------------------------------------------------------------- declaring dead
 
 create function registry.database_up_for() returns interval
 language sql stable security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   -- the WAL writer starts anew after a crash of any backend and after a failover, when the postmaster does not;
   -- greatest() ignores the null that an owner without pg_read_all_stats sees
@@ -412,7 +414,7 @@ comment on function registry.database_up_for() is 'How long agents have been abl
 
 create function registry.requeue_stragglers() returns integer
 language sql volatile security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   -- a claim that was under way while its holder ended commits after the requeue of that end; two minutes are far more
   -- than any claim takes
@@ -427,7 +429,7 @@ comment on function registry.requeue_stragglers() is 'Takes claims that were com
 create function registry.sweep(suspect_after interval default '15 s', dead_after interval default '30 s')
 returns table (swept boolean, suspected integer, died integer, held_back integer, requeued integer)
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
@@ -447,6 +449,7 @@ begin
     return next;
     return;
   end if;
+  -- before the clock is taken: these messages belong to holders that have ended, which nobody else looks at any more
   requeued := registry.requeue_stragglers();
   select s.holding_since into holding from registry.sweeper s;
   if holding is null and not exists (select from registry.beats b where b.beat_at < started - suspect_after) then
@@ -498,7 +501,7 @@ comment on function registry.sweep(interval, interval)
 
 create function registry.retain(keep interval, max_rows integer default 1000) returns integer
 language plpgsql security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
 declare
   forgotten uuid[];

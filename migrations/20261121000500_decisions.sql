@@ -147,7 +147,7 @@ insert into public.orch_progress default values;
 
 create function public.orch_agents_of(service text, role text, shard integer) returns table (name text, version text)
 language sql stable security definer
-set search_path = pg_catalog
+set search_path = pg_catalog, pg_temp
 as $$
   select distinct a.name, a.version
     from registry.agents a

@@ -65,7 +65,7 @@ impl Completion {
     /// Whether it may be recorded together with others, by [`Bus::complete_many`].
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.follow_ups.is_empty() && self.result_url.is_none()
+        self.follow_ups.is_empty()
     }
 }
 
@@ -196,7 +196,7 @@ impl Bus {
         Ok(recorded)
     }
 
-    /// Records many completions that send nothing and refer to no `result_url`, in one statement; answers the ids that
+    /// Records many completions that send nothing, in one statement; their follow-ups are not looked at. Answers the ids that
     /// were still the holder's. All or none are written: if one of them is against the contract, none is.
     ///
     /// # Errors
@@ -206,12 +206,14 @@ impl Bus {
         let (ids, attempts) = columns(&fences);
         let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
         let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
-        let recorded = sqlx::query_scalar("select id from bus.complete_many($1, $2, $3, $4, $5)")
+        let urls: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect();
+        let recorded = sqlx::query_scalar("select id from bus.complete_many($1, $2, $3, $4, $5, $6)")
             .bind(ids)
             .bind(attempts)
             .bind(holder)
             .bind(results)
             .bind(snippets)
+            .bind(urls)
             .fetch_all(&self.pool)
             .await?;
         Ok(recorded)
@@ -265,12 +267,12 @@ impl Bus {
         self.chore("select bus.expire($1)", max_rows).await
     }
 
-    /// Removes up to `max_rows` messages of tasks that ended longer than `keep` ago; answers how many.
+    /// Removes up to `max_tasks` tasks that ended longer than `keep` ago, each as a whole; answers how many messages went.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn retain(&self, keep: Duration, max_rows: u32) -> Result<u64, Error> {
-        self.sweep("select bus.retain($1 * interval '1 second', $2)", keep, max_rows).await
+    pub async fn retain(&self, keep: Duration, max_tasks: u32) -> Result<u64, Error> {
+        self.sweep("select bus.retain($1 * interval '1 second', $2)", keep, max_tasks).await
     }
 
     /// Removes up to `max_rows` audit rows older than `keep`; answers how many.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use cogo_bus_core::{ClaimRequest, Error};
+use cogo_bus_core::{Bus, ClaimRequest, Error};
 use serde_json::json;
 
 use crate::support::{LEASE, ROUTE, bus, claim, claim_one, message, numbered};
@@ -93,6 +93,64 @@ async fn group_runs_in_order_one_at_a_time() {
         assert_eq!(head.payload["number"], number);
         assert!(bus.complete(&head.fence(), "w", &Default::default()).await.unwrap());
     }
+}
+
+#[tokio::test]
+async fn group_keeps_its_order_when_senders_commit_out_of_order() {
+    let (bus, _database) = bus().await;
+    let grouped = |number: u32| {
+        let mut one = message(json!({"number": number}));
+        one.group_key = Some("account-1".to_owned());
+        one
+    };
+    let mut first = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut first, &grouped(0)).await.unwrap();
+    let second = tokio_util::task::TaskTracker::new().spawn({
+        let (bus, message) = (bus.clone(), grouped(1));
+        async move { bus.enqueue(&message).await.unwrap() }
+    });
+    // the second sender waits for the first one's commit, so nothing of the group can be claimed before it
+    tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted
+                       and database = (select oid from pg_database where datname = current_database()))";
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(claim(&bus, "w", 10).await.is_empty());
+    first.commit().await.unwrap();
+    second.await.unwrap();
+    let head = claim(&bus, "w", 10).await;
+    assert_eq!(head.iter().map(|claimed| claimed.payload["number"].clone()).collect::<Vec<_>>(), [0]);
+}
+
+#[tokio::test]
+async fn group_goes_on_after_every_kind_of_end() {
+    let (bus, _database) = bus().await;
+    let mut messages = crate::support::numbered(5);
+    for one in &mut messages {
+        one.group_key = Some("account-1".to_owned());
+    }
+    messages[3].ttl_ms = Some(0);
+    let sent = bus.enqueue_many(&messages).await.unwrap();
+    let next = async |number: u32| {
+        let mut batch = claim(&bus, "w", 10).await;
+        assert_eq!(batch.len(), 1);
+        assert_eq!(batch[0].payload["number"], number);
+        batch.remove(0)
+    };
+    let done = next(0).await;
+    assert!(bus.complete(&done.fence(), "w", &Default::default()).await.unwrap());
+    let failed = next(1).await;
+    let reject = cogo_bus_core::Failure { reason: "no".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&failed.fence(), "w", &reject).await.unwrap();
+    assert_eq!(bus.cancel(sent[2].id).await.unwrap(), 1);
+    // the fourth outlived its time while it was blocked
+    let last = next(4).await;
+    assert_eq!(bus.release(&[last.fence()], "w").await.unwrap(), 1);
+    next(4).await;
 }
 
 #[tokio::test]

@@ -132,6 +132,27 @@ async fn failure_that_no_attempt_can_mend_is_final() {
 }
 
 #[tokio::test]
+async fn retry_beyond_the_time_to_live_is_final_and_keeps_its_reason() {
+    let (bus, _database) = bus().await;
+    for (ttl_ms, retry_after) in [(60_000, Duration::from_secs(120)), (60_000, Duration::ZERO)] {
+        let mut short = message(json!({}));
+        short.ttl_ms = Some(ttl_ms);
+        bus.enqueue(&short).await.unwrap();
+        let claimed = claim_one(&bus, "w").await;
+        let failure = Failure { reason: "disk full".to_owned(), retriable: true, retry_after: Some(retry_after) };
+        let expected = if retry_after.is_zero() { Settled::Again } else { Settled::DeadLetter };
+        assert_eq!(bus.fail(&claimed.fence(), "w", &failure).await.unwrap(), Some(expected));
+    }
+    sqlx::query("update public.agent_messages set expires_at = clock_timestamp() where status = 'queued'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    bus.expire(10).await.unwrap();
+    let reasons: Vec<String> = bus.dead_letters(2).await.unwrap().into_iter().map(|dead| dead.error).collect();
+    assert_eq!(reasons, ["time to live passed before another attempt, last error: disk full", "disk full"]);
+}
+
+#[tokio::test]
 async fn released_message_is_free_at_once_and_keeps_its_attempts() {
     let (bus, _database) = bus().await;
     let mut once = message(json!({}));

@@ -87,3 +87,21 @@ async fn retention_removes_whole_finished_tasks_only() {
     assert_eq!(bus.task(half).await.unwrap().unwrap().steps.len(), 2, "a step of an unfinished task stays");
     assert!(bus.retain_events(Duration::ZERO, 100).await.is_ok());
 }
+
+#[tokio::test]
+async fn retention_never_cuts_through_a_task() {
+    let (bus, _database) = bus().await;
+    for _ in 0..3 {
+        bus.enqueue(&message(json!({}))).await.unwrap();
+        let claimed = claim_one(&bus, "w").await;
+        let follow_ups = vec![cogo_contracts::NewMessage::new(crate::support::ROUTE, None, json!({})); 2];
+        let completion = Completion { follow_ups, ..Completion::default() };
+        bus.complete(&claimed.fence(), "w", &completion).await.unwrap();
+        for child in claim(&bus, "w", 2).await {
+            bus.complete(&child.fence(), "w", &Completion::default()).await.unwrap();
+        }
+    }
+    assert_eq!(bus.retain(Duration::ZERO, 2).await.unwrap(), 6);
+    assert_eq!(statuses(&bus).await, [("done".to_owned(), 3)]);
+    assert_eq!(bus.retain(Duration::ZERO, 2).await.unwrap(), 3);
+}

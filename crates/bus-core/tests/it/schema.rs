@@ -60,3 +60,38 @@ async fn migrations_apply_twice() {
     cogo_db::migrate(&database.pool).await.unwrap();
     assert!(matches!(cogo_db::schema_state(&database.pool).await.unwrap(), cogo_db::SchemaState::Fits(_)));
 }
+
+#[tokio::test]
+async fn functions_that_run_as_the_owner_look_into_no_schema_of_the_caller() {
+    let (bus, _database) = bus().await;
+    let loose: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text
+           from pg_proc p
+           join pg_namespace n on n.oid = p.pronamespace
+          where n.nspname in ('bus', 'registry', 'public')
+            and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+            and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert!(loose.is_empty(), "{loose:?}");
+}
+
+#[tokio::test]
+async fn nobody_but_the_service_role_may_call() {
+    let (bus, _database) = bus().await;
+    let open: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text
+           from pg_proc p
+           join pg_namespace n on n.oid = p.pronamespace
+          where n.nspname in ('bus', 'registry', 'public')
+            and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')
+            and (has_function_privilege('anon', p.oid, 'execute')
+                 or has_function_privilege('authenticated', p.oid, 'execute'))",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert!(open.is_empty(), "{open:?}");
+}

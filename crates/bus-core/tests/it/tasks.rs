@@ -73,9 +73,13 @@ async fn cancelling_catches_the_children_of_a_completion_that_was_under_way() {
     // the cancel waits for the row that the completion holds
     let waits = "select exists (select from pg_stat_activity where datname = current_database()
                    and wait_event_type = 'Lock' and query like '%bus.cancel%')";
-    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
-        tokio::task::yield_now().await;
-    }
+    tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
     transaction.commit().await.unwrap();
     assert_eq!(cancelling.await.unwrap(), 1);
     assert_eq!(bus.task(root).await.unwrap().unwrap().status, TaskStatus::Cancelled);
