@@ -132,6 +132,16 @@ impl Fleet {
         Ok(i32::try_from(pid)?)
     }
 
+    /// Number of processes that the fleet consists of.
+    ///
+    /// # Errors
+    /// When `cogo status` does not tell.
+    pub fn size(&self) -> anyhow::Result<i64> {
+        let status = self.cogo(&["status", "--json"])?.json()?;
+        let processes = status["processes"].as_array().context("status lists no processes")?;
+        Ok(i64::try_from(processes.len())?)
+    }
+
     /// `kill -9` of a process of the fleet.
     ///
     /// # Errors

@@ -2,10 +2,12 @@
 
 use anyhow::Context;
 use cogo_contracts::{EmbedReply, EmbedRequest, Route, Usage, routes};
-use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_files, embed_pending, index_files};
+use cogo_model_client::Settings as ModelSettings;
+use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_files, embed_pending, embedder_of, index_files};
 use cogo_service_runtime::{AllowedRoots, Claim, Handler, HandlerError};
 use sqlx::PgPool;
-use tracing::warn;
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
 
 /// Chunks that get their vectors in one go; between two goes the claim's token is heeded.
 const CHUNKS_PER_GO: u32 = 256;
@@ -16,8 +18,29 @@ pub struct Embed {
     pub pool: PgPool,
     /// Directories below which files may be read.
     pub allowed_roots: AllowedRoots,
-    /// Makes the vectors.
-    pub embedder: Box<dyn Embedder>,
+    /// Makes the vectors; reached when the first message needs it, since files are searchable without vectors.
+    pub embedder: OnceCell<Box<dyn Embedder>>,
+    /// Which embedder.
+    pub model: ModelSettings,
+}
+
+impl Embed {
+    async fn embedder(&self) -> Result<&dyn Embedder, HandlerError> {
+        let reach = async || {
+            let embedder = embedder_of(self.model.clone()).await?;
+            if embedder.degraded() {
+                warn!(
+                    embedder = embedder.identity(),
+                    "no embedding model configured: vectors carry words, not meaning"
+                );
+            } else {
+                info!(embedder = embedder.identity(), "embedding model reached");
+            }
+            Ok(embedder)
+        };
+        let embedder = self.embedder.get_or_try_init(reach).await.map_err(|error: EmbedError| failure(error.into()))?;
+        Ok(&**embedder)
+    }
 }
 
 impl Handler for Embed {
@@ -28,14 +51,7 @@ impl Handler for Embed {
     async fn handle(&self, request: EmbedRequest, claim: &Claim) -> Result<EmbedReply, HandlerError> {
         let root = self.allowed_roots.resolve(&request.root).map_err(HandlerError::reject)?;
         let (tenant, collection) = (claim.tenant(), request.collection.as_str());
-        let mut reply = EmbedReply {
-            files: 0,
-            chunks: 0,
-            embedded: 0,
-            embedder: self.embedder.identity().to_owned(),
-            degraded: self.embedder.degraded(),
-            usage: Usage::default(),
-        };
+        let (mut files, mut chunks) = (0, 0);
         if !request.paths.is_empty() {
             let limits = WalkLimits::default();
             let report = index_files(&self.pool, tenant, collection, &root, &request.paths, limits).await;
@@ -43,16 +59,24 @@ impl Handler for Embed {
             for error in &report.errors {
                 warn!(path = error.path, error = error.reason, "file passed over");
             }
-            reply.files = report.indexed as u64;
-            reply.chunks = report.chunks as u64;
+            (files, chunks) = (report.indexed as u64, report.chunks as u64);
         }
+        let embedder = self.embedder().await?;
+        let mut reply = EmbedReply {
+            files,
+            chunks,
+            embedded: 0,
+            embedder: embedder.identity().to_owned(),
+            degraded: embedder.degraded(),
+            usage: Usage::default(),
+        };
         loop {
             // Messages of one collection are worked on at once, so each embeds what its own files have. The one without
             // files is sent when nothing changed, and finishes what others left behind.
             let round = if request.paths.is_empty() {
-                embed_pending(&self.pool, tenant, collection, &*self.embedder, CHUNKS_PER_GO).await
+                embed_pending(&self.pool, tenant, collection, embedder, CHUNKS_PER_GO).await
             } else {
-                embed_files(&self.pool, tenant, collection, &*self.embedder, &request.paths, CHUNKS_PER_GO).await
+                embed_files(&self.pool, tenant, collection, embedder, &request.paths, CHUNKS_PER_GO).await
             };
             let round = round.map_err(failure)?;
             reply.embedded += round.computed as u64;

@@ -2,13 +2,11 @@
 
 mod embed;
 
-use anyhow::Context;
 use cogo_contracts::{Route, routes};
-use cogo_model_client::{Secret, Settings as ModelSettings};
-use cogo_rag_core::embedder_of;
-use cogo_service_runtime::{Frame, Service};
+use cogo_model_client::{Secret as ModelSecret, Settings as ModelSettings};
+use cogo_service_runtime::{Frame, Secret, Service};
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tokio::sync::OnceCell;
 
 pub use embed::Embed;
 
@@ -18,7 +16,7 @@ pub struct Settings {
     /// OpenAI-compatible endpoint, as in `http://localhost:11434/v1`; empty: local vectors without a model.
     pub model_base_url: String,
     /// Key of the endpoint.
-    pub model_api_key: Option<String>,
+    pub model_api_key: Option<Secret>,
     /// Model for vectors; empty: local vectors without a model.
     pub model_embedding: String,
     /// Length that its vectors must have.
@@ -29,7 +27,7 @@ impl Settings {
     fn model(&self) -> ModelSettings {
         ModelSettings {
             base_url: self.model_base_url.clone(),
-            api_key: self.model_api_key.clone().map(Secret::new),
+            api_key: self.model_api_key.as_ref().map(|key| ModelSecret::new(key.reveal())),
             embedding_model: self.model_embedding.clone(),
             embedding_dimensions: self.model_embedding_dimensions,
             ..ModelSettings::default()
@@ -50,13 +48,12 @@ impl Service for RagEmbed {
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
-        let embedder = embedder_of(frame.settings().model()).await.context("reach the embedding model")?;
-        if embedder.degraded() {
-            warn!(embedder = embedder.identity(), "no embedding model configured: vectors carry words, not meaning");
-        } else {
-            info!(embedder = embedder.identity(), "embedding model reached");
-        }
-        let handler = Embed { pool: frame.pool().clone(), allowed_roots: frame.allowed_roots()?, embedder };
+        let handler = Embed {
+            pool: frame.pool().clone(),
+            allowed_roots: frame.allowed_roots()?,
+            embedder: OnceCell::new(),
+            model: frame.settings().model(),
+        };
         frame.worker(handler);
         Ok(())
     }

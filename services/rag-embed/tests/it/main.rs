@@ -97,3 +97,39 @@ async fn files_are_indexed_and_each_vector_is_made_once() {
     assert_eq!((refused.status, refused.steps[0].attempts), (TaskStatus::Failed, 1), "{refused:?}");
     drop(process);
 }
+
+#[tokio::test]
+async fn files_are_searchable_while_the_model_is_away() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    fs::write(root.join("a.rs"), "fn lonely() {}\n").unwrap();
+    let process = Command::new(env!("CARGO_BIN_EXE_cogo-rag-embed"))
+        .env("DATABASE_URL", &database.url)
+        .env("COGO_PORT", "0")
+        .env("COGO_ALLOWED_ROOTS", &root)
+        // nobody listens on the discard port
+        .env("COGO_MODEL_BASE_URL", "http://127.0.0.1:9/v1")
+        .env("COGO_MODEL_EMBEDDING", "some-model")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let id = send(&bus, &root, &["a.rs"]).await;
+    let step = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let task = bus.task(id).await.unwrap().unwrap();
+            if task.steps[0].error.is_some() {
+                return task.steps.into_iter().next().unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the attempt ends");
+    assert!(step.error.unwrap().contains("Embedding provider is not available"));
+    assert!(step.retry_at.is_some() || step.attempts > 1, "it is tried again");
+    let indexed = collections(&database.pool, TENANT).await.unwrap();
+    assert_eq!((indexed[0].chunks, indexed[0].embedded), (1, 0));
+    drop(process);
+}
