@@ -45,8 +45,7 @@ create table public.agent_messages (
   shard           integer     not null default 0 check (shard between 0 and 65535),
   tenant          text        not null check (tenant ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$'),
   payload         jsonb       not null
-                  constraint payload_is_an_object check (jsonb_typeof(payload) = 'object')
-                  constraint payload_at_most_1_mib check (pg_column_size(payload) <= 1048576),
+                  constraint payload_is_an_object check (jsonb_typeof(payload) = 'object'),
   status          text        not null default 'queued'
                   check (status in ('queued', 'claimed', 'done', 'failed', 'cancelled')),
   priority        smallint    not null default 100 check (priority between 0 and 1000),
@@ -56,8 +55,8 @@ create table public.agent_messages (
   claimed_by      text        check (length(claimed_by) <= 200),
   claimed_at      timestamptz,
   lease_until     timestamptz,
-  retry_at        timestamptz,
-  expires_at      timestamptz,
+  retry_at        timestamptz check (isfinite(retry_at)),
+  expires_at      timestamptz check (isfinite(expires_at)),
   done_at         timestamptz,
   error           text        check (length(error) <= 4000),
   last_error_at   timestamptz,
@@ -75,6 +74,9 @@ create table public.agent_messages (
   headers         jsonb       not null default '{}'
                   constraint headers_are_an_object check (jsonb_typeof(headers) = 'object')
                   constraint headers_at_most_16_kib check (pg_column_size(headers) <= 16384),
+  -- a child has room for what its sender wraps around the request
+  constraint payload_at_most_1_mib
+    check (pg_column_size(payload) <= 1048576 + case when parent_id is null then 0 else 65536 end),
   constraint a_claim_has_holder_and_lease
     check ((status = 'claimed') = (lease_until is not null) and (status <> 'claimed' or claimed_by is not null)),
   constraint an_end_has_a_time
@@ -206,16 +208,29 @@ as $$
 declare
   parent record;
 begin
-  if new.status <> 'queued' or new.attempts <> 0 or new.claimed_by is not null then
-    raise exception 'A new message must be queued, unclaimed and without attempts'
+  if new.status <> 'queued' or new.attempts <> 0 or new.released <> 0 or new.blocked
+    or num_nonnulls(new.claimed_by, new.claimed_at, new.lease_until, new.done_at, new.error, new.last_error_at,
+                    new.result, new.result_snippet, new.result_url) > 0 then
+    raise exception 'A new message must be queued, unclaimed, without attempts and without a result'
       using errcode = 'check_violation';
   end if;
+  -- by the database's clock, whatever the sender says
+  new.created_at := clock_timestamp();
+  if new.replay_of is not null and not exists (
+    select from public.agent_messages d
+     where d.id = new.replay_of and d.status = 'failed' and d.tenant = new.tenant and d.root_id = new.root_id) then
+    raise exception 'Message % is no dead letter of this task', new.replay_of
+      using errcode = 'foreign_key_violation';
+  end if;
   if new.parent_id is not null then
-    select m.root_id, m.tenant, m.expires_at into parent
+    select m.root_id, m.tenant, m.expires_at, m.status into parent
       from public.agent_messages m where m.id = new.parent_id;
     if not found then
       raise exception 'Parent message % does not exist', new.parent_id
         using errcode = 'foreign_key_violation';
+    end if;
+    if parent.status = 'cancelled' then
+      raise exception 'Parent message % was cancelled', new.parent_id using errcode = 'check_violation';
     end if;
     if parent.tenant <> new.tenant then
       raise exception 'A message of tenant % cannot have a parent of another tenant', new.tenant
@@ -455,6 +470,15 @@ comment on function bus.settle_failure(public.agent_messages, text, boolean, big
 
 -- In what follows `(select clock_timestamp())` is one reading that an index can be searched with; the bare function is
 -- volatile, and a comparison with it reads every row.
+create function bus.after_crash(m public.agent_messages) returns bigint
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- at once after the first one; a worker that goes on crashing takes what is in its hands with it, so others wait
+  select case when m.attempts - m.released <= 1 then 0 end::bigint
+$$;
+comment on function bus.after_crash(public.agent_messages) is 'Delay in ms after an attempt whose worker vanished; null means the exponential one.';
+
 create function bus.expire(max_rows integer default 200) returns integer
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -497,10 +521,10 @@ begin
   if claim.holder is null or claim.holder = '' then
     raise exception 'A claim needs a holder' using errcode = 'invalid_parameter_value';
   end if;
-  if claim.max_messages not between 1 and 1000 then
+  if (claim.max_messages between 1 and 1000) is not true then
     raise exception 'A claim takes 1 to 1000 messages' using errcode = 'invalid_parameter_value';
   end if;
-  if claim.lease_ms not between 100 and 86400000 then
+  if (claim.lease_ms between 100 and 86400000) is not true then
     raise exception 'A lease lasts 100 ms to 24 h' using errcode = 'invalid_parameter_value';
   end if;
   -- a holder that the registry knows must be active; one that it does not know, such as a psql session, may claim
@@ -579,7 +603,7 @@ as $$
      order by t.id for update of t
   )
   update public.agent_messages as t
-     set lease_until = clock_timestamp() + extend.lease_ms * interval '1 millisecond'
+     set lease_until = clock_timestamp() + least(greatest(extend.lease_ms, 100), 86400000) * interval '1 millisecond'
     from held
    where t.id = held.id
   returning t.id
@@ -687,7 +711,17 @@ as $$
 #variable_conflict use_column
 declare
   routes text[];
+  m public.agent_messages;
 begin
+  -- a message that nobody wants to work on must not go round for ever
+  for m in
+    select t.* from unnest(release.ids, release.attempts) as given (id, attempt)
+      join public.agent_messages t on t.id = given.id and t.attempts = given.attempt
+     where t.status = 'claimed' and t.claimed_by = release.holder and t.released >= 1000
+     order by t.id for update of t
+  loop
+    perform bus.settle_failure(m, 'handed back 1000 times', false, null, release.holder);
+  end loop;
   with held as (
     select t.id
       from unnest(release.ids, release.attempts) as given (id, attempt)
@@ -758,7 +792,8 @@ begin
   loop
     perform bus.record_event('lease_expired', m, 'bus.reclaim',
       jsonb_build_object('holder', m.claimed_by, 'attempt', m.attempts));
-    perform bus.settle_failure(m, 'lease of ' || m.claimed_by || ' expired', true, 0, 'bus.reclaim');
+    perform bus.settle_failure(m, 'lease of ' || m.claimed_by || ' expired', true,
+      bus.after_crash(m), 'bus.reclaim');
     reclaimed := reclaimed + 1;
   end loop;
   return reclaimed;
@@ -778,7 +813,7 @@ begin
     select t.* from public.agent_messages t
      where t.status = 'claimed' and t.claimed_by = requeue_held.holder order by t.id for update
   loop
-    perform bus.settle_failure(m, reason, true, 0, 'bus.requeue_held');
+    perform bus.settle_failure(m, reason, true, bus.after_crash(m), 'bus.requeue_held');
     requeued := requeued + 1;
   end loop;
   return requeued;

@@ -34,7 +34,7 @@ pub struct ClaimRequest<'a> {
 }
 
 /// A message in the hands of a worker.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
     /// Its id.
     pub id: Uuid,
@@ -47,7 +47,6 @@ pub struct Claimed {
     /// The request.
     pub payload: Value,
     /// Trace context and other transport headers.
-    #[sqlx(json)]
     pub headers: Map<String, Value>,
     /// The task.
     pub root_id: Uuid,
@@ -59,6 +58,39 @@ pub struct Claimed {
     pub waited_ms: i64,
     /// Milliseconds until its time to live passes, by the database clock at the claim.
     pub remaining_ms: Option<i64>,
+}
+
+#[derive(sqlx::FromRow)]
+struct ClaimedRow {
+    id: Uuid,
+    attempt: i16,
+    max_attempts: i16,
+    tenant: String,
+    payload: String,
+    headers: String,
+    root_id: Uuid,
+    parent_id: Option<Uuid>,
+    reply_to: Option<String>,
+    waited_ms: i64,
+    remaining_ms: Option<i64>,
+}
+
+impl ClaimedRow {
+    fn parse(self) -> Result<Claimed, serde_json::Error> {
+        Ok(Claimed {
+            id: self.id,
+            attempt: self.attempt,
+            max_attempts: self.max_attempts,
+            tenant: self.tenant,
+            payload: serde_json::from_str(&self.payload)?,
+            headers: serde_json::from_str(&self.headers)?,
+            root_id: self.root_id,
+            parent_id: self.parent_id,
+            reply_to: self.reply_to,
+            waited_ms: self.waited_ms,
+            remaining_ms: self.remaining_ms,
+        })
+    }
 }
 
 impl Completion {
@@ -116,9 +148,9 @@ impl Bus {
     /// # Errors
     /// When the database does not answer or refuses the request.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<Claimed>, Error> {
-        let claimed = sqlx::query_as(
-            "select id, attempt, max_attempts, tenant, payload, headers, root_id, parent_id, reply_to,
-                    waited_ms, remaining_ms
+        let rows: Vec<ClaimedRow> = sqlx::query_as(
+            "select id, attempt, max_attempts, tenant, payload::text as payload, headers::text as headers, root_id,
+                    parent_id, reply_to, waited_ms, remaining_ms
                from bus.claim($1, $2, $3, $4, $5, $6, $7)
               order by priority, created_at, id",
         )
@@ -131,6 +163,19 @@ impl Bus {
         .bind(request.instance)
         .fetch_all(&self.pool)
         .await?;
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in rows {
+            let fence = Fence { id: row.id, attempt: row.attempt };
+            match row.parse() {
+                Ok(message) => claimed.push(message),
+                // what Postgres takes for JSON and we cannot read must not cost those that were claimed with it
+                Err(unreadable) => {
+                    let reason = format!("payload cannot be read: {unreadable}");
+                    let failure = Failure { reason, retriable: false, retry_after: None };
+                    self.fail(&fence, request.holder, &failure).await?;
+                }
+            }
+        }
         Ok(claimed)
     }
 

@@ -185,3 +185,23 @@ async fn claim_without_limits_of_reason_is_refused() {
         assert!(matches!(bus.claim(&request).await, Err(Error::Refused { .. })), "{request:?}");
     }
 }
+
+#[tokio::test]
+async fn payload_that_cannot_be_read_costs_only_its_own_message() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(2)).await.unwrap();
+    for payload in [format!("{{\"deep\": {}1{}}}", "[".repeat(200), "]".repeat(200)), "{\"huge\": 1e400}".to_owned()] {
+        sqlx::query("select bus.enqueue('test', 'work', 'acme', $1::jsonb)")
+            .bind(payload)
+            .execute(bus.pool())
+            .await
+            .unwrap();
+    }
+    bus.enqueue_many(&numbered(1)).await.unwrap();
+    assert_eq!(claim(&bus, "w", 10).await.len(), 3);
+    let dead = bus.dead_letters(10).await.unwrap();
+    assert_eq!(dead.len(), 2);
+    for letter in dead {
+        assert!(letter.error.starts_with("payload cannot be read: ") && letter.attempts == 1, "{letter:?}");
+    }
+}

@@ -211,3 +211,13 @@ async fn batch_with_a_result_against_the_contract_records_nothing() {
     assert!(matches!(bus.complete_many(&batch, "w").await, Err(Error::Refused { .. })));
     assert_eq!(statuses(&bus).await, [("claimed".to_owned(), 2)]);
 }
+
+#[tokio::test]
+async fn message_that_is_handed_back_for_ever_is_given_up() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    sqlx::query("update public.agent_messages set attempts = 1000, released = 1000").execute(bus.pool()).await.unwrap();
+    let claimed = claim_one(&bus, "w").await;
+    bus.release(&[claimed.fence()], "w").await.unwrap();
+    assert_eq!(bus.dead_letters(1).await.unwrap()[0].error, "handed back 1000 times");
+}

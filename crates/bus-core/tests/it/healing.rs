@@ -27,10 +27,14 @@ async fn message_that_kills_every_worker_becomes_a_dead_letter() {
     let mut poison = message(json!({}));
     poison.max_attempts = Some(3);
     bus.enqueue(&poison).await.unwrap();
-    for _ in 0..3 {
+    for round in 1..=3 {
         claim_one(&bus, "w").await;
         leases_to_pass(&bus).await;
         bus.reclaim(10).await.unwrap();
+        // at once after the first crash, later ones wait
+        let waits = bus.next_due(&crate::support::ROUTE).await.unwrap().is_some();
+        assert_eq!(waits, round == 2);
+        sqlx::query("update public.agent_messages set retry_at = null").execute(bus.pool()).await.unwrap();
     }
     let dead = bus.dead_letters(1).await.unwrap();
     assert_eq!((dead[0].attempts, dead[0].error.as_str()), (3, "lease of w expired"));

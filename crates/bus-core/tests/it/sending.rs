@@ -25,6 +25,11 @@ async fn insert_cannot_pretend_to_be_further_on() {
     for columns in [
         "(service, role, tenant, payload, status, done_at) values ('a', 'b', 't', '{}', 'done', now())",
         "(service, role, tenant, payload, attempts) values ('a', 'b', 't', '{}', 3)",
+        "(service, role, tenant, payload, result) values ('a', 'b', 't', '{}', '1')",
+        "(service, role, tenant, payload, result_url) values ('a', 'b', 't', '{}', 'x')",
+        "(service, role, tenant, payload, replay_of) values ('a', 'b', 't', '{}', gen_random_uuid())",
+        "(service, role, tenant, payload, expires_at) values ('a', 'b', 't', '{}', 'infinity')",
+        "(service, role, tenant, payload, retry_at) values ('a', 'b', 't', '{}', '-infinity')",
         "(service, role, tenant, payload) values ('A', 'b', 't', '{}')",
         "(service, role, tenant, payload) values ('a', 'b', 'no tenant', '{}')",
         "(service, role, tenant, payload) values ('a', 'b', 't', '[]')",
@@ -117,4 +122,28 @@ async fn child_inherits_task_and_deadline_and_never_crosses_tenants() {
     assert!(inherited);
     let crossing = sqlx::query_scalar::<_, bool>(insert).bind("other").bind(root_id).fetch_one(bus.pool()).await;
     assert!(crossing.is_err());
+}
+
+#[tokio::test]
+async fn time_of_sending_is_the_databases() {
+    let (bus, _database) = bus().await;
+    let young: bool = sqlx::query_scalar(
+        "insert into public.agent_messages (service, role, tenant, payload, created_at)
+         values ('test', 'work', 't', '{}', '-infinity')
+         returning created_at > clock_timestamp() - interval '1 minute'",
+    )
+    .fetch_one(bus.pool())
+    .await
+    .unwrap();
+    assert!(young);
+}
+
+#[tokio::test]
+async fn cancelled_task_takes_no_more_children() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    bus.cancel(root).await.unwrap();
+    let child = "insert into public.agent_messages (service, role, tenant, payload, parent_id)
+                 values ('test', 'child', 'acme', '{}', $1)";
+    assert!(sqlx::query(child).bind(root).execute(bus.pool()).await.is_err());
 }
