@@ -31,18 +31,29 @@ pub enum Error {
     Parse(&'static str),
 }
 
-/// Reads definitions and references out of one file.
+/// Deeper than any code that people write. Qualified names grow with the depth, so a file made to be deep would grow
+/// with its square: 150 kB of nested modules took gigabytes.
+const DEEPEST: usize = 200;
+/// The same for languages that nest by indentation, in columns.
+const DEEPEST_INDENTATION: usize = 800;
+
+/// Reads definitions and references out of one file. A file that nests deeper than 200 levels counts as one that could
+/// not be parsed: it stands in the graph without content.
 ///
 /// # Errors
 /// When the grammar cannot be loaded or the parser gives up; malformed code is not an error.
 pub fn extract(path: &str, language: Language, source: &str) -> Result<FileFacts, Error> {
+    let mut file = FileWalk::new(source, language);
+    if nests_too_deep(source) {
+        file.facts.parse_errors = true;
+        return Ok(file.finish());
+    }
     let mut parser = Parser::new();
     parser
         .set_language(&grammar(path, language))
         .map_err(|source| Error::Grammar { language: language.as_str(), source })?;
     let tree = parser.parse(source, None).ok_or(Error::Parse(language.as_str()))?;
     let root = tree.root_node();
-    let mut file = FileWalk::new(source, language);
     file.facts.parse_errors = root.has_error();
     match language {
         Language::Rust => rust::walk(&mut file, root, &mut parser),
@@ -51,6 +62,21 @@ pub fn extract(path: &str, language: Language, source: &str) -> Result<FileFacts
         Language::Go => go::walk(&mut file, root, path),
     }
     Ok(file.finish())
+}
+
+fn nests_too_deep(source: &str) -> bool {
+    let mut depth = 0_usize;
+    for byte in source.bytes() {
+        match byte {
+            b'{' | b'(' | b'[' => depth += 1,
+            b'}' | b')' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return true;
+        }
+    }
+    source.lines().any(|line| line.len() - line.trim_start().len() > DEEPEST_INDENTATION && !line.trim().is_empty())
 }
 
 fn grammar(path: &str, language: Language) -> tree_sitter::Language {
@@ -197,4 +223,22 @@ fn unquote(text: &str) -> Option<&str> {
     let inner = text.strip_prefix(quote)?.strip_suffix(quote)?;
     let plain = !inner.contains('\\') && (quote != '`' || !inner.contains("${"));
     plain.then_some(inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_made_to_be_deep_counts_as_not_parsed() {
+        for (path, language, source) in [
+            ("a.rs", Language::Rust, format!("{}fn f() {{}}\n{}", "mod a {\n".repeat(15_000), "}\n".repeat(15_000))),
+            ("a.py", Language::Python, format!("if x:\n{}y = 1\n", " ".repeat(900))),
+        ] {
+            let facts = extract(path, language, &source).unwrap();
+            assert!(facts.parse_errors && facts.definitions.is_empty(), "{path}");
+        }
+        let deep_enough = format!("{}fn f() {{}}\n{}", "mod a {\n".repeat(20), "}\n".repeat(20));
+        assert!(!extract("a.rs", Language::Rust, &deep_enough).unwrap().parse_errors);
+    }
 }
