@@ -21,10 +21,13 @@ pub struct PoolSettings {
     pub application_name: String,
     /// How long a caller waits for a free connection.
     pub acquire_timeout: Duration,
+    /// After how long the database breaks off a statement of this pool; absent: the database's own setting. Pools of
+    /// migrations leave it out.
+    pub statement_timeout: Option<Duration>,
 }
 
 impl PoolSettings {
-    /// Settings for a process: 8 connections, 5 s to get one.
+    /// Settings for a process: 8 connections, 5 s to get one, no limit of a statement.
     #[must_use]
     pub fn new(url: impl Into<String>, application_name: impl Into<String>) -> Self {
         Self {
@@ -32,6 +35,7 @@ impl PoolSettings {
             max_connections: 8,
             application_name: application_name.into(),
             acquire_timeout: Duration::from_secs(5),
+            statement_timeout: None,
         }
     }
 }
@@ -44,6 +48,9 @@ pub fn connect(settings: &PoolSettings) -> Result<PgPool, sqlx::Error> {
     let mut options = PgConnectOptions::from_str(&settings.url)?
         .application_name(&settings.application_name)
         .options([("timezone", "UTC")]);
+    if let Some(timeout) = settings.statement_timeout {
+        options = options.options([("statement_timeout", timeout.as_millis().to_string())]);
+    }
     if options.get_port() == TRANSACTION_POOLER_PORT {
         options = options.statement_cache_capacity(0);
     }

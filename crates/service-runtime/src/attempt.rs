@@ -11,10 +11,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
-use crate::{Claim, Handler, HandlerError, handler::Effect, leases::Leases, settle::Settler};
+use crate::{
+    Claim, Handler, HandlerError,
+    handler::Effect,
+    leases::Leases,
+    passing::{in_time, is_passing, silent},
+    settle::Settler,
+};
 
 /// First and longest pause before the end of an attempt is written again.
 const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often an end that the database refuses for a reason of its own is written before the attempt counts as failed.
+const REFUSALS: u8 = 3;
+/// How long the end of an attempt may still be written after the hard stop.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+/// A completion waits for the batch before its own, and effects are statements of their own.
+const WRITES_IN_A_ROW: u32 = 3;
+const WRITES_WITH_EFFECTS: u32 = 10;
 /// Characters of a result that lists show.
 const SNIPPET: usize = 400;
 
@@ -27,6 +40,8 @@ pub(crate) struct Attempts<H> {
     pub(crate) metrics: BusMetrics,
     pub(crate) leases: Leases,
     pub(crate) lease: Duration,
+    /// Longest wait for one answer of the database.
+    pub(crate) patience: Duration,
     pub(crate) hard_stop: CancellationToken,
 }
 
@@ -113,35 +128,37 @@ impl<H: Handler> Attempts<H> {
         }
     }
 
-    /// Writes the end, again and again while the database is away and the lease may still be ours.
+    /// Writes the end, again and again while the database is away and the message may still be ours.
     async fn record(&self, claim: &Claim, end: End) -> Outcome {
         let id = claim.id();
         let mut pause = WRITE_AGAIN.0;
+        let mut refusals = 0;
         let mut end = end;
         let outcome = loop {
-            match self.write(claim, &end).await {
+            let (reason, retriable) = match self.write_in_time(claim, &end).await {
                 Ok(outcome) => break outcome,
-                Err(BusError::Database(error))
-                    if self.leases.owned_until(id).is_some_and(|until| Instant::now() < until) =>
-                {
-                    warn!(%error, "end of the attempt not written yet");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(WRITE_AGAIN.1);
-                }
                 Err(BusError::Database(error)) => {
-                    warn!(%error, "end of the attempt not written, the lease ran out");
-                    break Outcome::LeaseLost;
-                }
-                Err(refused) => {
-                    // the result itself is against the contract: that is the handler's failure, and final
-                    let reason = format!("{refused:#}");
-                    warn!(error = reason, "completion refused");
-                    if matches!(end, End::Failed(_)) {
-                        break Outcome::LeaseLost;
+                    refusals += u8::from(!is_passing(&error));
+                    warn!(%error, "end of the attempt not written yet");
+                    if refusals < REFUSALS {
+                        if !self.still_ours_after(pause, claim).await {
+                            warn!("end of the attempt not written, and not ours to write any more");
+                            break Outcome::LeaseLost;
+                        }
+                        pause = (pause * 2).min(WRITE_AGAIN.1);
+                        continue;
                     }
-                    end = End::Failed(Failure { reason, retriable: false, retry_after: None });
+                    (format!("the database refuses the completion: {error}"), true)
                 }
+                // the result itself is against the contract: that is the handler's failure, and final
+                Err(refused) => (format!("{refused:#}"), false),
+            };
+            warn!(error = reason, "completion refused");
+            if matches!(end, End::Failed(_)) {
+                break Outcome::LeaseLost;
             }
+            refusals = 0;
+            end = End::Failed(Failure { reason, retriable, retry_after: None });
         };
         self.leases.remove(id);
         match &end {
@@ -150,6 +167,35 @@ impl<H: Handler> Attempts<H> {
             End::Released | End::Lost => info!(outcome = outcome.as_str(), "message {id} dropped"),
         }
         outcome
+    }
+
+    /// Waits; false when the lease, the time to live, the claim or the process ended meanwhile.
+    async fn still_ours_after(&self, pause: Duration, claim: &Claim) -> bool {
+        let until = Instant::now() + pause;
+        let Some(owned) = self.leases.owned_until(claim.id()) else { return false };
+        let last = claim.deadline().map_or(owned, |deadline| deadline.min(owned));
+        tokio::select! {
+            biased;
+            () = self.hard_stop.cancelled() => false,
+            () = claim.token().cancelled() => false,
+            () = tokio::time::sleep_until(until.min(last)) => until < last,
+        }
+    }
+
+    /// A write that neither a silent database nor the end of the process can hold up.
+    async fn write_in_time(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+        let writes = match end {
+            End::Done(_, effects) if !effects.is_empty() => WRITES_WITH_EFFECTS,
+            _ => WRITES_IN_A_ROW,
+        };
+        let last_chance = async {
+            self.hard_stop.cancelled().await;
+            tokio::time::sleep(LAST_WRITE).await;
+        };
+        tokio::select! {
+            written = in_time(self.patience * writes, self.write(claim, end)) => written,
+            () = last_chance => Err(silent()),
+        }
     }
 
     async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {

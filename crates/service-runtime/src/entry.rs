@@ -1,9 +1,10 @@
 //! The life of a process from its command line to its exit code.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     process::ExitCode,
     sync::{Arc, OnceLock, atomic::Ordering},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -22,14 +23,18 @@ use crate::{
     Frame, FrameSettings, Service, Stop,
     command::{check, healthcheck, help, refuse, say},
     identity::Identity,
-    probes::{self, Health, Served, ServiceRoutes},
+    limits::checked,
+    listen::Ending,
+    probes::{self, HEADER_TIMEOUT, Health, Served, ServiceRoutes},
     settings::{self, Loaded, Sources},
 };
 
 /// Pauses between two looks for a database that is not there yet.
 const DATABASE_AWAY: Duration = Duration::from_millis(500);
 /// How long the end of a process waits for its last tasks.
-const LAST_TASKS: Duration = Duration::from_secs(5);
+const LAST_TASKS: Duration = Duration::from_secs(3);
+/// How long the end of a process waits for its connections to the database to be closed in order.
+const LAST_GOODBYES: Duration = Duration::from_secs(1);
 /// Work threads: agents wait far more than they compute, and many of them share a machine.
 const WORK_THREADS: usize = 2;
 
@@ -37,8 +42,10 @@ const WORK_THREADS: usize = 2;
 #[must_use]
 pub fn main<S: Service>(version: &str) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let loaded = match Sources::of_process(S::NAME).and_then(|sources| settings::load::<S::Settings>(S::NAME, &sources))
-    {
+    let loaded = Sources::of_process(S::NAME)
+        .and_then(|sources| settings::load::<S::Settings>(S::NAME, &sources))
+        .and_then(checked::<S>);
+    let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(error) => return refuse(&format!("error: {error}\nhint: cogo-{} --check-config", S::NAME)),
     };
@@ -90,18 +97,17 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
     let stop = Stop::default();
     let tracker = TaskTracker::new();
     tracker.spawn(stop.clone().on_signals(Duration::from_millis(common.grace_ms)));
-    let mut pool_settings = PoolSettings::new(common.database_url.reveal(), format!("cogo-{}", S::NAME));
-    pool_settings.max_connections = common.max_connections;
-    let pool = cogo_db::connect(&pool_settings).context("read DATABASE_URL")?;
+    let pool = pool::<S>(&common)?;
 
     // the probes answer before the database does, so that a start that waits is seen to wait
     let health = Health::default();
+    let guarded = address.ip().is_loopback() && !S::authenticates(&loaded.service);
     let service = Arc::new(OnceLock::new());
+    let exposition = guard.exposition();
+    let (name, header_timeout) = (S::NAME, HEADER_TIMEOUT);
     let served =
-        Served { name: S::NAME, health: health.clone(), exposition: guard.exposition(), service: Arc::clone(&service) };
-    let http_stop = CancellationToken::new();
-    let http = probes::serve(served, address, tokio::runtime::Handle::current(), http_stop.clone())
-        .with_context(|| format!("bind {address}"))?;
+        Served { name, health: health.clone(), exposition, guarded, header_timeout, service: Arc::clone(&service) };
+    let (http, ending) = start_http(served, address, &stop)?;
 
     let leave = CancellationToken::new();
     let ended = if wait_for_schema(&pool, &stop).await? {
@@ -119,10 +125,14 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
             routes: Router::new(),
             own_metrics: false,
             chores: health.chores.clone(),
+            pulses: health.pulses.clone(),
             parts: Vec::new(),
             common,
         };
-        S::start(&mut frame).await.context("start the service")?;
+        tokio::select! {
+            started = S::start(&mut frame) => started.context("start the service")?,
+            () = stop.hard().cancelled() => anyhow::bail!("stopped before the service had started"),
+        }
         tracker.spawn(frame.wakeups.clone().run(pool.clone(), stop.hard().clone()));
         let routes = ServiceRoutes { router: frame.routes, own_metrics: frame.own_metrics };
         // set once: this is the only place
@@ -135,19 +145,48 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
         Ok(())
     };
     health.ready.store(false, Ordering::Relaxed);
+    // streams end at the soft stop
+    stop.soft().cancel();
+    answer_the_last(http, &ending).await;
     stop.hard().cancel();
     leave.cancel();
+    let_go(&tracker, &pool).await;
+    info!("cogo-{} ended", S::NAME);
+    ended
+}
+
+fn start_http(served: Served, address: SocketAddr, stop: &Stop) -> anyhow::Result<(JoinHandle<()>, Ending)> {
+    let ending = Ending { soft: CancellationToken::new(), hard: stop.hard().clone(), requests: TaskTracker::new() };
+    let http = TcpListener::bind(address)
+        .and_then(|listener| probes::serve(served, listener, tokio::runtime::Handle::current(), ending.clone()))
+        .with_context(|| format!("bind {address}"))?;
+    Ok((http, ending))
+}
+
+fn pool<S: Service>(common: &FrameSettings) -> anyhow::Result<PgPool> {
+    let mut settings = PoolSettings::new(common.database_url.reveal(), format!("cogo-{}", S::NAME));
+    settings.max_connections = common.max_connections;
+    settings.statement_timeout = Some(Duration::from_millis(common.statement_timeout_ms));
+    cogo_db::connect(&settings).context("read DATABASE_URL")
+}
+
+/// Requests under way get their answers, until the grace period is over or a second signal comes.
+async fn answer_the_last(http: JoinHandle<()>, ending: &Ending) {
+    ending.soft.cancel();
+    if let Ok(Err(_)) = tokio::task::spawn_blocking(move || http.join()).await {
+        warn!("the HTTP thread panicked");
+    }
+}
+
+/// Waits for the last tasks and connections, but not for a database that is away.
+async fn let_go(tracker: &TaskTracker, pool: &PgPool) {
     tracker.close();
     if tokio::time::timeout(LAST_TASKS, tracker.wait()).await.is_err() {
         warn!("some tasks did not end within {LAST_TASKS:?} and are dropped");
     }
-    http_stop.cancel();
-    if let Ok(Err(_)) = tokio::task::spawn_blocking(move || http.join()).await {
-        warn!("the HTTP thread panicked");
+    if tokio::time::timeout(LAST_GOODBYES, pool.close()).await.is_err() {
+        warn!("some connections to the database were not closed in order");
     }
-    pool.close().await;
-    info!("cogo-{} ended", S::NAME);
-    ended
 }
 
 /// Runs the parts of a service until the soft stop has ended them all, or until another process takes the slot.

@@ -17,8 +17,12 @@ use tokio_util::task::TaskTracker;
 use crate::{
     AllowedRoots, FrameSettings, Handler, Stop,
     chore::Chores,
-    worker::{Pace, Worker},
+    pulse::Pulses,
+    worker::{Pace, Surroundings, Worker},
 };
+
+/// What an answer may take beyond the time that the database gives a statement.
+const ROUND_TRIP: Duration = Duration::from_secs(2);
 
 /// A process of the fleet.
 pub trait Service: Send + 'static {
@@ -43,6 +47,20 @@ pub trait Service: Send + 'static {
         None
     }
 
+    /// Refuses settings that cannot work; the text names the key and what it must be.
+    ///
+    /// # Errors
+    /// When the process must not start with them.
+    fn check(_settings: &Self::Settings) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether it lets nobody in without a key of its own. One that does not is kept to callers on this machine.
+    #[must_use]
+    fn authenticates(_settings: &Self::Settings) -> bool {
+        false
+    }
+
     /// Fills the frame; called once, before the process reports that it has started.
     fn start(frame: &mut Frame<Self::Settings>) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
@@ -62,6 +80,7 @@ pub struct Frame<S> {
     pub(crate) routes: Router,
     pub(crate) own_metrics: bool,
     pub(crate) chores: Chores,
+    pub(crate) pulses: Pulses,
     pub(crate) parts: Vec<BoxFuture<'static, ()>>,
 }
 
@@ -157,20 +176,22 @@ impl<S> Frame<S> {
             concurrency: self.common.concurrency.max(1),
             lease: Duration::from_millis(self.common.reclaim_after_ms),
             poll: Duration::from_millis(self.common.bus_poll_ms),
+            // the database speaks first, if it speaks at all
+            patience: Duration::from_millis(self.common.statement_timeout_ms) + ROUND_TRIP,
         };
-        let worker = Worker::new(
-            handler,
-            self.bus.clone(),
-            self.metrics.clone(),
-            pace,
-            self.wakeups.clone(),
-            self.member.clone(),
-            self.stop.clone(),
-        );
-        self.parts.push(Box::pin(worker.run()));
+        let surroundings = Surroundings {
+            bus: self.bus.clone(),
+            metrics: self.metrics.clone(),
+            wakeups: self.wakeups.clone(),
+            member: self.member.clone(),
+            stop: self.stop.clone(),
+            pulses: self.pulses.clone(),
+        };
+        self.parts.push(Box::pin(Worker::new(handler, pace, surroundings).run()));
     }
 
-    /// Runs `work` every `period` until the soft stop. `Ok(None)` means that there was nothing to do.
+    /// Runs `work` every `period` until the soft stop. `Ok(None)` means that there was nothing to do. A run is cut off after
+    /// ten periods, but not within its first minute.
     pub fn chore<W, F>(&mut self, name: &'static str, period: Duration, work: W)
     where
         W: FnMut() -> F + Send + 'static,

@@ -7,13 +7,19 @@ use std::{
 };
 
 use cogo_bus_core::{Bus, Fence};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::{passing::in_time, pulse::Pulse};
+
 /// Extended three times per lease, so that two beats may fail.
 const BEATS_PER_LEASE: u32 = 3;
+/// Looks per lease for what is overdue.
+const LOOKS_PER_LEASE: u32 = 10;
+/// No timer ticks faster, whatever the lease.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
 
 /// What a worker has in hand.
 #[derive(Default)]
@@ -50,6 +56,11 @@ impl Leases {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_cancelled(&self, id: Uuid) -> bool {
+        self.lock().get(&id).is_none_or(|held| held.token.is_cancelled())
+    }
+
     /// Fires the token of everything that was claimed under another name than `holder`, the one in force.
     pub(crate) fn cancel_unless_held_by(&self, holder: Option<&str>) {
         for held in self.lock().values().filter(|held| holder != Some(held.holder.as_str())) {
@@ -61,22 +72,39 @@ impl Leases {
         self.lock().len()
     }
 
-    /// Extends until `stop`; what the database no longer counts as ours is cancelled.
-    pub(crate) async fn keep(&self, bus: &Bus, lease: Duration, stop: &CancellationToken) {
-        let mut beat = tokio::time::interval(lease / BEATS_PER_LEASE);
+    /// Extends until `stop`; what the database no longer counts as ours, or says nothing about, is cancelled.
+    pub(crate) async fn keep(&self, bus: &Bus, lease: Duration, pulse: &Pulse, stop: &CancellationToken) {
+        let keeping = async { tokio::join!(self.extend_all(bus, lease, pulse), self.watch_overdue(lease)) };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = keeping => {}
+        }
+        pulse.retire();
+    }
+
+    async fn extend_all(&self, bus: &Bus, lease: Duration, pulse: &Pulse) {
+        let period = (lease / BEATS_PER_LEASE).max(SHORTEST_TICK);
+        let mut beat = interval(period);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = beat.tick() => {}
-            }
+            beat.tick().await;
+            pulse.beat();
             for (holder, fences) in self.by_holder() {
                 let asked = Instant::now();
-                match bus.extend(&fences, &holder, lease).await {
+                match in_time(period, bus.extend(&fences, &holder, lease)).await {
                     Ok(kept) => self.renewed(&fences, &kept, asked + lease),
                     Err(error) => warn!(error = format!("{:#}", anyhow::Error::from(error)), "leases not extended"),
                 }
             }
+        }
+    }
+
+    /// Beside the extending, so that a database that says nothing cannot hold it up.
+    async fn watch_overdue(&self, lease: Duration) {
+        let mut look = interval((lease / LOOKS_PER_LEASE).max(SHORTEST_TICK));
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
             self.drop_overdue();
         }
     }

@@ -2,12 +2,12 @@
 
 use std::{
     io,
-    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use axum::{
@@ -15,18 +15,28 @@ use axum::{
     body::Body,
     extract::{Request, State},
     http::{StatusCode, header::CONTENT_TYPE},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::get,
 };
 use cogo_contracts::Problem;
 use cogo_telemetry::Exposition;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime::Handle};
-use tokio_util::sync::CancellationToken;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::error;
 
-use crate::{ApiError, chore::Chores};
+use crate::{
+    ApiError,
+    chore::Chores,
+    guard::expect_this_machine,
+    listen::{Ending, listen},
+    pulse::Pulses,
+};
+
+/// How long a caller may take to send the headers of a request.
+pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the probes tell of the process.
 #[derive(Clone, Default)]
@@ -34,6 +44,7 @@ pub(crate) struct Health {
     pub(crate) started: Arc<AtomicBool>,
     pub(crate) ready: Arc<AtomicBool>,
     pub(crate) chores: Chores,
+    pub(crate) pulses: Pulses,
 }
 
 /// What the HTTP side of a process consists of.
@@ -42,6 +53,9 @@ pub(crate) struct Served {
     pub(crate) name: &'static str,
     pub(crate) health: Health,
     pub(crate) exposition: Exposition,
+    /// Whether only callers on this machine, and no foreign page in a browser on it, are answered.
+    pub(crate) guarded: bool,
+    pub(crate) header_timeout: Duration,
     /// Set once the service has started; until then only the probes answer.
     pub(crate) service: Arc<OnceLock<ServiceRoutes>>,
 }
@@ -57,35 +71,26 @@ pub(crate) struct ServiceRoutes {
 struct Probes {
     served: Served,
     work: Handle,
+    requests: TaskTracker,
 }
 
-/// Serves until `stop`; the service's own routes run on the runtime of `work`, only their bytes move here.
+/// Serves until its end; the service's own routes run on the runtime of `work`, only their bytes move here.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub(crate) fn serve(
     served: Served,
-    address: SocketAddr,
+    listener: std::net::TcpListener,
     work: Handle,
-    stop: CancellationToken,
+    ending: Ending,
 ) -> io::Result<thread::JoinHandle<()>> {
-    let listener = std::net::TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::Builder::new().name("http".to_owned()).spawn(move || {
         runtime.block_on(async move {
-            let router = router(Probes { served, work });
-            let ended = match TcpListener::from_std(listener) {
-                Ok(listener) => {
-                    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-                    tokio::select! {
-                        ended = axum::serve(listener, service).into_future() => ended,
-                        () = stop.cancelled() => Ok(()),
-                    }
-                }
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
+            let header_timeout = served.header_timeout;
+            let router = router(Probes { served, work, requests: ending.requests.clone() });
+            if let Err(error) = listen(listener, router, header_timeout, ending).await {
                 error!(%error, "HTTP side of the process ended");
             }
         });
@@ -93,15 +98,35 @@ pub(crate) fn serve(
 }
 
 fn router(probes: Probes) -> Router {
-    Router::new()
-        .route("/livez", get(async || Json(json!({"live": true}))))
-        .route("/healthz", get(async || Json(json!({"live": true}))))
-        .route("/startupz", get(startup))
-        .route("/readyz", get(ready))
+    let mut open_to_callers = Router::new()
         .route("/chores", get(chores))
         .route("/metrics", get(metrics))
         .fallback(forward)
+        .with_state(probes.clone());
+    if probes.served.guarded {
+        open_to_callers = open_to_callers.layer(from_fn(this_machine_only));
+    }
+    Router::new()
+        .route("/livez", get(live))
+        .route("/healthz", get(live))
+        .route("/startupz", get(startup))
+        .route("/readyz", get(ready))
         .with_state(probes)
+        .fallback_service(open_to_callers)
+}
+
+async fn this_machine_only(request: Request, next: Next) -> Response {
+    match expect_this_machine(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(foreign) => ApiError::from(foreign).into_response(),
+    }
+}
+
+/// Fails when a loop of the process has not turned for so long that only a restart helps.
+async fn live(State(probes): State<Probes>) -> Response {
+    let stuck = probes.served.health.pulses.stuck();
+    let status = if stuck.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"live": stuck.is_empty(), "stuck": stuck}))).into_response()
 }
 
 async fn metrics(State(probes): State<Probes>, request: Request<Body>) -> Response {
@@ -136,7 +161,7 @@ async fn forward(State(probes): State<Probes>, request: Request<Body>) -> Respon
         return ApiError::from(problem).into_response();
     };
     let routes = service.router.clone();
-    match probes.work.spawn(routes.oneshot(request)).await {
+    match probes.requests.spawn_on(routes.oneshot(request), &probes.work).await {
         Ok(Ok(response)) => response,
         Ok(Err(never)) => match never {},
         Err(panic) => {

@@ -12,6 +12,8 @@ use cogo_contracts::Problem;
 use serde::de::DeserializeOwned;
 use tracing::error;
 
+use crate::is_json;
+
 /// An error that answers itself as `application/problem+json`.
 #[derive(Debug)]
 pub struct ApiError(pub Problem);
@@ -80,7 +82,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// A JSON body; one that does not parse answers a problem that says where.
+/// A JSON body that says that it is one; one that does not parse answers a problem that says where.
 #[derive(Debug)]
 pub struct RequestBody<T>(pub T);
 
@@ -92,6 +94,11 @@ where
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            let detail = "The body is not declared as JSON";
+            let problem = Problem::new(415, "unsupported-media-type", "Content type is not JSON", detail);
+            return Err(problem.hint("Send the header Content-Type: application/json").into());
+        }
         let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
             let status = rejection.status().as_u16();
             if status == 413 {

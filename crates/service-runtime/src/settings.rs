@@ -76,24 +76,28 @@ pub enum SettingsError {
 pub struct FrameSettings {
     /// `postgres://` address of the database.
     pub database_url: Secret,
-    /// Most database connections of the process.
+    /// Most database connections of the process, 2 to 500; one of them listens for hints all the time.
     pub max_connections: u32,
     /// Part of a split domain that this process serves.
     pub agent_shard: u16,
     /// Which replica this is; one owner per name and slot.
     pub agent_slot: u32,
-    /// Longest wait between two looks at the queue in ms, the price of a lost wake-up.
+    /// Longest wait between two looks at the queue in ms, 10 to 3600000: the price of a lost wake-up.
     pub bus_poll_ms: u64,
-    /// Lease of a claim in ms: a message of a worker that vanished is taken back after it.
+    /// Lease of a claim in ms, 1000 to 3600000: a message of a worker that vanished is taken back after it.
     pub reclaim_after_ms: u64,
-    /// Messages worked on at once.
+    /// Messages worked on at once, 1 to 1000.
     pub concurrency: u16,
-    /// Time in ms between the wish to stop and dropping what still runs.
+    /// Time in ms, at most 600000, between the wish to stop and dropping what still runs.
     pub grace_ms: u64,
     /// Directories below which files may be read; none: the working directory of the process.
     pub allowed_roots: Vec<String>,
-    /// Address that HTTP binds to.
+    /// Time in ms, 1000 to 3600000, after which the database breaks off a statement.
+    pub statement_timeout_ms: u64,
+    /// Address that HTTP binds to; one that others can reach needs keys, or `insecure_bind`.
     pub bind: IpAddr,
+    /// Serves others without keys, where the network itself keeps strangers out, as between containers.
+    pub insecure_bind: bool,
     /// Port of HTTP; absent: the process's own.
     pub port: Option<u16>,
     /// Added to the process's own port, to run a second fleet on one machine.
@@ -118,6 +122,8 @@ impl Default for FrameSettings {
             concurrency: 8,
             grace_ms: 10_000,
             allowed_roots: Vec::new(),
+            statement_timeout_ms: 30_000,
+            insecure_bind: false,
             bind: IpAddr::from([127, 0, 0, 1]),
             port: None,
             port_offset: 0,

@@ -1,10 +1,14 @@
 //! Gathers completions: whatever has come in while one batch was being written is the next batch. An idle worker
 //! waits for nothing, a busy one pays one commit for many messages.
 
+use std::time::Duration;
+
 use cogo_bus_core::{Bus, Completion, Error, Fence};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
+
+use crate::passing::{in_time, is_away, silent};
 
 /// Most completions of one statement.
 const BATCH: usize = 500;
@@ -25,10 +29,10 @@ pub(crate) struct Settler {
 }
 
 impl Settler {
-    /// Starts gathering; it ends by itself once the last handle is gone and everything is written.
-    pub(crate) fn start(bus: Bus, tracker: &TaskTracker) -> Self {
+    /// Starts gathering, with this patience for each answer of the database; it ends by itself once the last handle is gone and everything is written.
+    pub(crate) fn start(bus: Bus, patience: Duration, tracker: &TaskTracker) -> Self {
         let (orders, incoming) = mpsc::channel(2 * BATCH);
-        tracker.spawn(gather(bus.clone(), incoming));
+        tracker.spawn(gather(bus.clone(), patience, incoming));
         Self { bus, orders }
     }
 
@@ -50,27 +54,27 @@ impl Settler {
     }
 }
 
-async fn gather(bus: Bus, mut incoming: mpsc::Receiver<Order>) {
+async fn gather(bus: Bus, patience: Duration, mut incoming: mpsc::Receiver<Order>) {
     let mut orders = Vec::with_capacity(BATCH);
     while incoming.recv_many(&mut orders, BATCH).await > 0 {
-        write(&bus, std::mem::take(&mut orders)).await;
+        write(&bus, patience, std::mem::take(&mut orders)).await;
     }
 }
 
 /// Writes one batch for each holder among the orders; there is more than one only around a rejoining.
-async fn write(bus: &Bus, mut orders: Vec<Order>) {
+async fn write(bus: &Bus, patience: Duration, mut orders: Vec<Order>) {
     while let Some(holder) = orders.first().map(|order| order.holder.clone()) {
         let (batch, others) = orders.into_iter().partition(|order| order.holder == holder);
         orders = others;
-        write_batch(bus, &holder, batch).await;
+        write_batch(bus, patience, &holder, batch).await;
     }
 }
 
-async fn write_batch(bus: &Bus, holder: &str, batch: Vec<Order>) {
+async fn write_batch(bus: &Bus, patience: Duration, holder: &str, batch: Vec<Order>) {
     if batch.len() > 1 {
         let ended: Vec<(Fence, Completion)> =
             batch.iter().map(|order| (order.fence.clone(), order.completion.clone())).collect();
-        match bus.complete_many(&ended, holder).await {
+        match in_time(patience, bus.complete_many(&ended, holder)).await {
             Ok(recorded) => {
                 for order in batch {
                     let ours = recorded.contains(&order.fence.id);
@@ -79,12 +83,28 @@ async fn write_batch(bus: &Bus, holder: &str, batch: Vec<Order>) {
                 }
                 return;
             }
-            // one of them is refused, or the database is away: each shall learn its own answer
+            Err(Error::Database(error)) if is_away(&error) => {
+                debug!(%error, size = batch.len(), "batch of completions not written, the database is away");
+                return refuse_all(batch);
+            }
+            // one of them is refused: each shall learn its own answer
             Err(error) => debug!(%error, size = batch.len(), "batch of completions not written, writing one by one"),
         }
     }
-    for order in batch {
-        let answer = bus.complete(&order.fence, holder, &order.completion).await;
+    let mut batch = batch.into_iter();
+    while let Some(order) = batch.next() {
+        let answer = in_time(patience, bus.complete(&order.fence, holder, &order.completion)).await;
+        let away = matches!(&answer, Err(Error::Database(error)) if is_away(error));
         let _ = order.recorded.send(answer);
+        if away {
+            // each of the others would wait just as long
+            return refuse_all(batch);
+        }
+    }
+}
+
+fn refuse_all(batch: impl IntoIterator<Item = Order>) {
+    for order in batch {
+        let _ = order.recorded.send(Err(silent()));
     }
 }

@@ -1,5 +1,9 @@
 //! The worker loop against a real Postgres: what handlers do to it, and what happens to their messages.
 
+mod ends;
+mod http;
+mod silence;
+
 use std::{
     sync::{
         Arc,
@@ -15,13 +19,15 @@ use cogo_telemetry::BusMetrics;
 use cogo_test_support::TestDatabase;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sqlx::PgPool;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
     Claim, Handler, HandlerError, Stop,
-    worker::{Pace, Worker},
+    pulse::Pulses,
+    worker::{Pace, Surroundings, Worker},
 };
 
 const ROUTE: Route = Route::constant("test", "work");
@@ -71,6 +77,15 @@ impl Handler for Obedient {
                 claim.send(NewMessage::new(Route::constant("test", "next"), None, json!({})));
                 Ok(json!({}))
             }
+            "bad effect" => {
+                claim.within_completion(|connection| {
+                    Box::pin(async move {
+                        sqlx::query("select no_such_column from public.agent_messages").execute(connection).await?;
+                        Ok(())
+                    })
+                });
+                Ok(json!({}))
+            }
             _ => Err(HandlerError::retry(anyhow::anyhow!("as ordered"))),
         }
     }
@@ -90,6 +105,12 @@ impl Running {
     /// A worker with a poll so long that a test would fail if it depended on it, unless it says otherwise.
     async fn start(listening: bool, pace: Pace) -> Self {
         let database = cogo_test_support::database().await;
+        let pool = database.pool.clone();
+        Self::start_on(database, pool, listening, pace)
+    }
+
+    /// The worker reaches the database by `pool`, everything else by the database's own.
+    fn start_on(database: TestDatabase, pool: PgPool, listening: bool, pace: Pace) -> Self {
         let bus = Bus::new(database.pool.clone());
         let (stop, wakeups, leave) = (Stop::default(), WakeUps::default(), CancellationToken::new());
         let (heartbeat, member) = join(&bus);
@@ -103,8 +124,7 @@ impl Running {
             tasks.spawn(wakeups.clone().run(bus.pool().clone(), leave.clone()));
         }
         let handler = Obedient::default();
-        let worker =
-            Worker::new(handler.clone(), bus.clone(), BusMetrics::unread(), pace, wakeups, member, stop.clone());
+        let worker = Worker::new(handler.clone(), pace, surroundings(Bus::new(pool), wakeups, member, &stop));
         let working = TaskTracker::new().spawn(worker.run());
         Self { working, bus, handler, stop, tasks, leave, database }
     }
@@ -155,6 +175,11 @@ impl Running {
     }
 }
 
+fn surroundings(bus: Bus, wakeups: WakeUps, member: Member, stop: &Stop) -> Surroundings {
+    let metrics = BusMetrics::unread();
+    Surroundings { bus, metrics, wakeups, member, stop: stop.clone(), pulses: Pulses::default() }
+}
+
 fn join(bus: &Bus) -> (Heartbeat, Member) {
     let registry = Registry::new(bus.pool().clone());
     let version = semver::Version::new(0, 1, 0);
@@ -163,7 +188,13 @@ fn join(bus: &Bus) -> (Heartbeat, Member) {
 }
 
 fn pace() -> Pace {
-    Pace { shard: 0, concurrency: 4, lease: Duration::from_secs(30), poll: Duration::from_secs(600) }
+    Pace {
+        shard: 0,
+        concurrency: 4,
+        lease: Duration::from_secs(30),
+        poll: Duration::from_secs(600),
+        patience: Duration::from_secs(30),
+    }
 }
 
 #[tokio::test]

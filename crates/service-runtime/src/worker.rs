@@ -10,12 +10,21 @@ use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
-use crate::{Handler, Stop, attempt::Attempts, leases::Leases, settle::Settler};
+use crate::{
+    Handler, Stop,
+    attempt::Attempts,
+    leases::Leases,
+    passing::in_time,
+    pulse::{Pulse, Pulses},
+    settle::Settler,
+};
 
 /// First pause after the database did not answer; it doubles up to the poll.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
 const FULL_RECHECK: Duration = Duration::from_secs(1);
+/// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
+const LAST_ATTEMPTS: Duration = Duration::from_secs(3);
 
 /// How a worker claims.
 #[derive(Debug, Clone)]
@@ -24,6 +33,18 @@ pub(crate) struct Pace {
     pub(crate) concurrency: u16,
     pub(crate) lease: Duration,
     pub(crate) poll: Duration,
+    /// Longest wait for one answer of the database.
+    pub(crate) patience: Duration,
+}
+
+/// What a worker shares with its process.
+pub(crate) struct Surroundings {
+    pub(crate) bus: Bus,
+    pub(crate) metrics: BusMetrics,
+    pub(crate) wakeups: WakeUps,
+    pub(crate) member: Member,
+    pub(crate) stop: Stop,
+    pub(crate) pulses: Pulses,
 }
 
 /// A worker of one route.
@@ -37,10 +58,12 @@ pub(crate) struct Worker<H> {
     stop: Stop,
     tracker: TaskTracker,
     freed: Arc<Notify>,
+    pulse: Arc<Pulse>,
+    keepers_pulse: Arc<Pulse>,
 }
 
 /// Why a turn of the loop found nothing to start.
-enum Turn {
+pub(crate) enum Turn {
     Started,
     Full,
     Empty,
@@ -48,29 +71,25 @@ enum Turn {
 }
 
 impl<H: Handler> Worker<H> {
-    pub(crate) fn new(
-        handler: H,
-        bus: Bus,
-        metrics: BusMetrics,
-        pace: Pace,
-        wakeups: WakeUps,
-        member: Member,
-        stop: Stop,
-    ) -> Self {
+    pub(crate) fn new(handler: H, pace: Pace, surroundings: Surroundings) -> Self {
+        let Surroundings { bus, metrics, wakeups, member, stop, pulses } = surroundings;
         let route = H::ROUTE.on_shard(pace.shard);
         let tracker = TaskTracker::new();
         let attempts = Attempts {
-            settler: Settler::start(bus.clone(), &tracker),
+            settler: Settler::start(bus.clone(), pace.patience, &tracker),
             handler,
             route: route.clone(),
             bus,
             metrics,
             leases: Leases::default(),
             lease: pace.lease,
+            patience: pace.patience,
             hard_stop: stop.hard().clone(),
         };
         Self {
             attempts: Arc::new(attempts),
+            pulse: pulses.add(format!("worker {route}"), pace.poll + pace.patience),
+            keepers_pulse: pulses.add(format!("leases of worker {route}"), pace.lease),
             route,
             pace,
             wakeups,
@@ -89,13 +108,14 @@ impl<H: Handler> Worker<H> {
         let keeper_stop = CancellationToken::new();
         let attempts = Arc::clone(&self.attempts);
         let (lease, stop_keeping) = (self.pace.lease, keeper_stop.clone());
+        let pulse = Arc::clone(&self.keepers_pulse);
         let keeper = self.tracker.spawn(async move {
-            attempts.leases.keep(&attempts.bus, lease, &stop_keeping).await;
+            attempts.leases.keep(&attempts.bus, lease, &pulse, &stop_keeping).await;
         });
         info!(route = %self.route, concurrency = self.pace.concurrency, "worker started");
         let mut pause = FIRST_PAUSE;
         while let Some(holder) = self.active_holder().await {
-            let wait = match self.turn(&holder).await {
+            let wait = match self.turn(&holder, &mut hints).await {
                 Turn::Started => {
                     pause = FIRST_PAUSE;
                     continue;
@@ -109,6 +129,7 @@ impl<H: Handler> Worker<H> {
             };
             self.sleep(wait, &mut hints).await;
         }
+        self.pulse.retire();
         info!(route = %self.route, in_hand = self.attempts.leases.len(), "worker claims nothing new");
         self.finish(&mut hints).await;
         keeper_stop.cancel();
@@ -121,6 +142,7 @@ impl<H: Handler> Worker<H> {
     /// The name to claim under once the registry counts this process as active; none when it is time to stop.
     async fn active_holder(&mut self) -> Option<String> {
         loop {
+            self.pulse.beat();
             if self.stop.soft().is_cancelled() {
                 return None;
             }
@@ -133,11 +155,14 @@ impl<H: Handler> Worker<H> {
             tokio::select! {
                 () = self.stop.soft().cancelled() => return None,
                 changed = self.standing.changed() => changed.ok()?,
+                () = tokio::time::sleep(FULL_RECHECK) => {}
             }
         }
     }
 
-    async fn turn(&self, holder: &str) -> Turn {
+    pub(crate) async fn turn(&self, holder: &str, hints: &mut broadcast::Receiver<Wake>) -> Turn {
+        // a worker with more to do than hands never sleeps, and must hear of what was taken back all the same
+        self.heed_waiting(hints);
         let in_hand = u16::try_from(self.attempts.leases.len()).unwrap_or(u16::MAX);
         self.member.vitals().set_in_flight(u32::from(in_hand));
         let free = self.pace.concurrency.saturating_sub(in_hand);
@@ -148,7 +173,7 @@ impl<H: Handler> Worker<H> {
         let request =
             ClaimRequest { route: &self.route, holder, instance, max_messages: free.min(1000), lease: self.pace.lease };
         let asked = tokio::time::Instant::now();
-        let claimed = self.attempts.bus.claim(&request).await;
+        let claimed = in_time(self.pace.patience, self.attempts.bus.claim(&request)).await;
         let count = claimed.as_ref().map_or(0, Vec::len);
         self.attempts.metrics.received(&self.route, count as u64, asked.elapsed());
         let claimed = match claimed {
@@ -173,8 +198,14 @@ impl<H: Handler> Worker<H> {
         Turn::Started
     }
 
+    /// Whether the token of a message in hand has fired.
+    #[cfg(test)]
+    pub(crate) fn is_dropping(&self, id: uuid::Uuid) -> bool {
+        self.attempts.leases.is_cancelled(id)
+    }
+
     async fn until_next_due(&self) -> Duration {
-        match self.attempts.bus.next_due(&self.route).await {
+        match in_time(self.pace.patience, self.attempts.bus.next_due(&self.route)).await {
             Ok(Some(due)) => due.max(Duration::from_millis(5)).min(self.pace.poll),
             Ok(None) | Err(_) => self.pace.poll,
         }
@@ -194,6 +225,21 @@ impl<H: Handler> Worker<H> {
         }
     }
 
+    /// Heeds the hints that have come in; that there is something to claim is no news to a worker about to claim.
+    fn heed_waiting(&self, hints: &mut broadcast::Receiver<Wake>) {
+        use broadcast::error::TryRecvError;
+        loop {
+            match hints.try_recv() {
+                Ok(hint) => {
+                    self.heed(Ok(hint));
+                }
+                // what was missed shows when the leases are extended
+                Err(TryRecvError::Lagged(_)) => {}
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            }
+        }
+    }
+
     /// Whether a hint is a reason to claim.
     fn heed(&self, hint: Result<Wake, broadcast::error::RecvError>) -> bool {
         match hint {
@@ -209,8 +255,18 @@ impl<H: Handler> Worker<H> {
 
     /// Waits for what is in hand; attempts end by themselves or at the hard stop.
     async fn finish(&self, hints: &mut broadcast::Receiver<Wake>) {
+        let given_up = async {
+            self.stop.hard().cancelled().await;
+            tokio::time::sleep(LAST_ATTEMPTS).await;
+        };
+        tokio::pin!(given_up);
         while self.attempts.leases.len() > 0 {
             tokio::select! {
+                () = &mut given_up => {
+                    let left = self.attempts.leases.len();
+                    warn!(route = %self.route, left, "ends of attempts are not written, their leases will lapse");
+                    return;
+                }
                 () = self.freed.notified() => {}
                 hint = hints.recv() => { self.heed(hint); }
                 () = tokio::time::sleep(FULL_RECHECK) => {}

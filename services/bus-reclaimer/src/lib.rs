@@ -22,6 +22,10 @@ impl Service for BusReclaimer {
     const ROUTE: Option<Route> = None;
     type Settings = Settings;
 
+    fn check(settings: &Settings) -> Result<(), String> {
+        settings.check()
+    }
+
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let settings = frame.settings().clone();
         let every = Duration::from_millis(settings.reclaim_every_ms);

@@ -16,9 +16,9 @@ const BREATH: Duration = Duration::from_millis(50);
 pub struct Settings {
     /// Days that finished tasks and audit rows are kept; fractions are allowed.
     pub retention_days: f64,
-    /// Milliseconds between two turns.
+    /// Milliseconds between two turns, at least 1000.
     pub retention_every_ms: u64,
-    /// Rows removed in one transaction.
+    /// Rows removed in one transaction, 1 to 100000.
     pub retention_batch: u32,
 }
 
@@ -39,6 +39,17 @@ impl Service for BusRetention {
     const CAPABILITIES: &'static [&'static str] = &["retention"];
     const ROUTE: Option<Route> = None;
     type Settings = Settings;
+
+    fn check(settings: &Settings) -> Result<(), String> {
+        let Settings { retention_days, retention_every_ms, retention_batch } = *settings;
+        if retention_every_ms < 1_000 {
+            return Err(format!("retention_every_ms is {retention_every_ms}, it must be at least 1000"));
+        }
+        if !(1..=100_000).contains(&retention_batch) {
+            return Err(format!("retention_batch is {retention_batch}, it must be 1 to 100000"));
+        }
+        kept(retention_days).map(|_| ()).map_err(|error| error.to_string())
+    }
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let settings = frame.settings().clone();
@@ -100,6 +111,19 @@ fn kept(days: f64) -> anyhow::Result<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_by_name() {
+        assert_eq!(BusRetention::check(&Settings::default()), Ok(()));
+        for (settings, key) in [
+            (Settings { retention_every_ms: 0, ..Settings::default() }, "retention_every_ms is 0"),
+            (Settings { retention_batch: 0, ..Settings::default() }, "retention_batch is 0"),
+            (Settings { retention_batch: 100_001, ..Settings::default() }, "retention_batch is 100001"),
+            (Settings { retention_days: 0.0, ..Settings::default() }, "RETENTION_DAYS is 0"),
+        ] {
+            assert!(BusRetention::check(&settings).is_err_and(|refusal| refusal.contains(key)), "{settings:?}");
+        }
+    }
 
     #[test]
     fn retention_without_reason_is_refused() {

@@ -6,7 +6,7 @@ use axum::{
     body::Body,
     http::{HeaderMap, header::CONTENT_TYPE},
 };
-use cogo_service_runtime::ApiError;
+use cogo_service_runtime::{ApiError, is_json};
 use futures_util::TryStreamExt;
 use serde_json::Value;
 
@@ -18,23 +18,21 @@ const MAX_BYTES: usize = 1024 * 1024;
 pub(crate) const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 /// Half of what the JSON parser of any process on the way takes, since messages wrap what they carry.
 const MAX_DEPTH: usize = 64;
+/// Characters of a place that a problem names.
+const SHOWN: usize = 200;
 
 /// The JSON value of a request, if it arrives in time.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, within: Duration) -> Result<Value, ApiError> {
-    expect_json(headers)?;
+    if !is_json(headers) {
+        let given = headers.get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("unreadable"));
+        return Err(problems::not_json_type(given));
+    }
     let bytes = tokio::time::timeout(within, collect(body)).await.map_err(|_elapsed| problems::too_slow(within))??;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| problems::malformed(error.to_string()))?;
     match flaw(&value) {
         Some(flaw) => Err(problems::malformed(flaw)),
         None => Ok(value),
     }
-}
-
-fn expect_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let given = headers.get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("unreadable"));
-    let essence = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_json = essence == "application/json" || essence.starts_with("application/") && essence.ends_with("+json");
-    if is_json { Ok(()) } else { Err(problems::not_json_type(given)) }
 }
 
 async fn collect(body: Body) -> Result<Vec<u8>, ApiError> {
@@ -51,36 +49,60 @@ async fn collect(body: Body) -> Result<Vec<u8>, ApiError> {
     Ok(bytes)
 }
 
-/// Why the value cannot be stored, with the JSON pointer of the place.
-fn flaw(root: &Value) -> Option<String> {
-    let mut open = vec![(String::new(), 0, root)];
-    while let Some((pointer, depth, value)) = open.pop() {
-        if depth > MAX_DEPTH {
-            return Some(format!("Nested deeper than {MAX_DEPTH} levels"));
-        }
-        match value {
-            Value::String(text) if text.contains('\0') => return Some(nul_at(&pointer)),
-            Value::Array(items) => {
-                open.extend(items.iter().enumerate().map(|(at, item)| (format!("{pointer}/{at}"), depth + 1, item)));
-            }
-            Value::Object(fields) => {
-                for (name, field) in fields {
-                    let escaped = name.replace('~', "~0").replace('/', "~1");
-                    if name.contains('\0') {
-                        return Some(nul_at(&format!("{pointer}/{}", escaped.replace('\0', "\u{fffd}"))));
-                    }
-                    open.push((format!("{pointer}/{escaped}"), depth + 1, field));
-                }
-            }
-            _ => {}
-        }
-    }
-    None
+/// Why a value cannot be stored.
+enum Flaw<'v> {
+    TooDeep,
+    /// With the way there, innermost step first.
+    Nul(Vec<Step<'v>>),
 }
 
-fn nul_at(pointer: &str) -> String {
-    let shown: String = pointer.chars().take(200).collect();
-    format!("The text at {shown} holds a NUL character, which cannot be stored")
+enum Step<'v> {
+    At(usize),
+    Named(&'v str),
+}
+
+/// Why the value cannot be stored, with the JSON pointer of the place.
+fn flaw(root: &Value) -> Option<String> {
+    let pointer = match find(root, 0)? {
+        Flaw::TooDeep => return Some(format!("Nested deeper than {MAX_DEPTH} levels")),
+        Flaw::Nul(way) => way.iter().rev().fold(String::new(), |pointer, step| match step {
+            Step::At(place) => format!("{pointer}/{place}"),
+            Step::Named(name) => {
+                let name: String = name.chars().take(SHOWN).collect();
+                format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1").replace('\0', "\u{fffd}"))
+            }
+        }),
+    };
+    let shown: String = pointer.chars().take(SHOWN).collect();
+    Some(format!("The text at {shown} holds a NUL character, which cannot be stored"))
+}
+
+/// Goes at most one level deeper than is allowed. The way is put together on the way back from a flaw only: a name
+/// may be as long as the body, and have as many values below it.
+fn find(value: &Value, depth: usize) -> Option<Flaw<'_>> {
+    if depth > MAX_DEPTH {
+        return Some(Flaw::TooDeep);
+    }
+    let within = |step, value| {
+        find(value, depth + 1).map(|flaw| match flaw {
+            Flaw::TooDeep => Flaw::TooDeep,
+            Flaw::Nul(mut way) => {
+                way.push(step);
+                Flaw::Nul(way)
+            }
+        })
+    };
+    match value {
+        Value::String(text) => text.contains('\0').then(|| Flaw::Nul(Vec::new())),
+        Value::Array(items) => items.iter().enumerate().find_map(|(place, item)| within(Step::At(place), item)),
+        Value::Object(fields) => fields.iter().find_map(|(name, field)| {
+            if name.contains('\0') {
+                return Some(Flaw::Nul(vec![Step::Named(name)]));
+            }
+            within(Step::Named(name), field)
+        }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -109,6 +131,20 @@ mod tests {
             assert!(flaw(&value).unwrap().contains(place), "{:?}", flaw(&value));
         }
         assert_eq!(flaw(&json!({"a": ["b", {"c": "d"}], "e": null})), None);
+    }
+
+    #[tokio::test]
+    async fn long_name_over_many_values_costs_no_more_than_the_body() {
+        let name = "n".repeat(500_000);
+        let text = format!("{{\"{name}\": [{}0]}}", "0,".repeat(200_000));
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+        let started = std::time::Instant::now();
+        assert!(read(&headers, Body::from(text.clone()), ARRIVES_WITHIN).await.is_ok());
+        let flawed = text.replace("0]", "\"\\u0000\"]");
+        let problem = read(&headers, Body::from(flawed), ARRIVES_WITHIN).await.unwrap_err().0;
+        assert!(problem.detail.contains("/nnn") && problem.detail.len() < 400, "{}", problem.detail);
+        // a copy of the name for each value would be a hundred gigabytes
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     }
 
     #[test]

@@ -1,21 +1,20 @@
 //! Browsers: cross-origin answers, and keeping foreign pages out while no key protects the door.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderValue, Method, StatusCode, Uri,
+        HeaderMap, HeaderValue, Method, StatusCode,
         header::{
             ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-            ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, HOST, ORIGIN, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
+            ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ORIGIN, RETRY_AFTER, VARY, WWW_AUTHENTICATE,
         },
-        uri::Authority,
     },
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use cogo_service_runtime::ApiError;
+use cogo_service_runtime::{ApiError, expect_this_machine};
 
 use crate::{Gateway, problems};
 
@@ -64,28 +63,11 @@ fn preflight() -> Response {
 /// The origin that may read the answer.
 ///
 /// With keys it is any: a page must know one. Without keys a foreign page in a browser on this machine could submit
-/// work, so its `Origin` is refused, and its `Host` too, for a name that was made to resolve to this machine.
+/// work, so it is refused.
 fn allowed_origin(gateway: &Gateway, headers: &HeaderMap) -> Result<Option<HeaderValue>, ApiError> {
     if !gateway.is_open() {
         return Ok(Some(HeaderValue::from_static("*")));
     }
-    if let Some(host) = headers.get(HOST) {
-        let host = host.to_str().unwrap_or_default();
-        let authority = host.parse::<Authority>().ok();
-        if !authority.is_some_and(|authority| is_this_machine(authority.host())) {
-            return Err(problems::foreign("Host", host));
-        }
-    }
-    let Some(origin) = headers.get(ORIGIN) else { return Ok(None) };
-    let text = origin.to_str().unwrap_or_default();
-    let uri = text.parse::<Uri>().ok();
-    if !uri.as_ref().and_then(Uri::host).is_some_and(is_this_machine) {
-        return Err(problems::foreign("Origin", text));
-    }
-    Ok(Some(origin.clone()))
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    expect_this_machine(headers).map_err(|foreign| problems::foreign(&foreign))?;
+    Ok(headers.get(ORIGIN).cloned())
 }

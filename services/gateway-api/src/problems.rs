@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, future::Future, time::Duration};
 use anyhow::anyhow;
 use cogo_bus_core::Error as BusError;
 use cogo_contracts::Problem;
-use cogo_service_runtime::ApiError;
+use cogo_service_runtime::{ApiError, Foreign};
 use uuid::Uuid;
 
 /// Longest wait for one answer of the database, connecting included; callers get 503 then and never hang.
@@ -73,8 +73,9 @@ pub(crate) fn wrong_tenant(tenant: &str) -> ApiError {
     Problem::new(403, "wrong-tenant", "Not this tenant's key", detail).into()
 }
 
-pub(crate) fn foreign(what: &str, value: &str) -> ApiError {
-    let detail = format!("{what} {:?} is not of this machine, and no API key is configured", shortened(value));
+pub(crate) fn foreign(foreign: &Foreign) -> ApiError {
+    let Foreign { header, value } = foreign;
+    let detail = format!("{header} {:?} is not of this machine, and no API key is configured", shortened(value));
     let problem = Problem::new(403, "foreign-origin", "Open to this machine only", detail);
     problem.hint("Set COGO_API_KEYS to let others in with a key").into()
 }

@@ -24,6 +24,10 @@ impl Service for GatewayApi {
     const ROUTE: Option<Route> = None;
     type Settings = Settings;
 
+    fn authenticates(settings: &Settings) -> bool {
+        !settings.api_keys.is_empty()
+    }
+
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let parts = Parts {
             bus: frame.bus().clone(),

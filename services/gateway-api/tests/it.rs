@@ -7,6 +7,7 @@ mod it {
 
     mod access;
     mod bad_input;
+    mod process;
     mod results;
     mod streams;
     mod submissions;

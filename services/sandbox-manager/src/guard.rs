@@ -8,15 +8,10 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::{
-        HeaderMap, Uri,
-        header::{AUTHORIZATION, HOST, ORIGIN},
-        request::Parts,
-        uri::Authority,
-    },
+    http::{HeaderMap, header::AUTHORIZATION, request::Parts},
 };
 use cogo_contracts::Problem;
-use cogo_service_runtime::{ApiError, Secret};
+use cogo_service_runtime::{ApiError, Secret, expect_this_machine};
 use sha2::{Digest, Sha256};
 
 use crate::Manager;
@@ -51,21 +46,12 @@ fn with_token(token: &Secret, headers: &HeaderMap) -> Result<Admitted, ApiError>
     Err(problem.hint("Send Authorization: Bearer <worker_token>").into())
 }
 
-/// A page in a browser on this machine is not of this machine: it shows by its origin or by the name it resolved.
+/// Neither another machine nor a foreign page in a browser on this one.
 fn from_this_machine(peer: Option<IpAddr>, headers: &HeaderMap) -> Result<Admitted, ApiError> {
-    let text = |name| headers.get(name).map(|value: &axum::http::HeaderValue| value.to_str().unwrap_or_default());
-    let host = text(HOST).is_none_or(|host| host.parse::<Authority>().is_ok_and(|host| is_this_machine(host.host())));
-    let origin = text(ORIGIN)
-        .is_none_or(|origin| origin.parse::<Uri>().ok().as_ref().and_then(Uri::host).is_some_and(is_this_machine));
-    if peer.is_some_and(|peer| peer.is_loopback()) && host && origin {
+    if peer.is_some_and(|peer| peer.is_loopback()) && expect_this_machine(headers).is_ok() {
         return Ok(Admitted);
     }
     let detail = "No worker token is configured, so only callers on this machine are let in";
     let problem = Problem::new(403, "this-machine-only", "Open to this machine only", detail);
     Err(problem.hint("Set COGO_SANDBOX_MANAGER_WORKER_TOKEN and present it").into())
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -31,7 +31,7 @@ pub fn router(manager: Arc<Manager>) -> Router {
         .with_state(manager)
 }
 
-async fn state(State(manager): State<Arc<Manager>>) -> Json<Value> {
+async fn state(State(manager): State<Arc<Manager>>, _: Admitted) -> Json<Value> {
     Json(json!({
         "isolation": Isolation::None,
         "allow_local": manager.settings().allow_local,

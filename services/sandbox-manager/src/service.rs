@@ -21,6 +21,10 @@ impl Service for SandboxManager {
     const ROUTE: Option<Route> = Some(routes::SANDBOX);
     type Settings = Settings;
 
+    fn authenticates(settings: &Settings) -> bool {
+        settings.worker_token.is_some()
+    }
+
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let settings = frame.settings().clone();
         if settings.allow_local {

@@ -19,7 +19,11 @@ fn router(world: &World) -> Router {
 }
 
 async fn call(world: &World, method: &str, path: &str, body: impl Into<Body>) -> (u16, String, Value) {
-    let request = Request::builder().method(method).uri(path).body(body.into()).unwrap();
+    let request = Request::builder().method(method).uri(path).header(CONTENT_TYPE, "application/json");
+    answer(world, request.body(body.into()).unwrap()).await
+}
+
+async fn answer(world: &World, request: Request<Body>) -> (u16, String, Value) {
     let response = router(world).oneshot(request).await.unwrap();
     let status = response.status().as_u16();
     let kind = response.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap()).to_owned();
@@ -36,6 +40,21 @@ async fn dry_run_decides_and_leaves_no_trace() {
     let reply: DecideReply = serde_json::from_value(reply).unwrap();
     assert_eq!((reply.candidates.len(), reply.probability), (1, 1.0));
     assert_eq!(world.count("public.orch_decisions").await, 0);
+    assert_eq!(world.count("public.agent_messages").await, 0);
+}
+
+#[tokio::test]
+async fn body_that_is_not_declared_as_json_is_refused() {
+    let world = world().await;
+    let body = json!({"tenant": "acme", "intent": "ask", "payload": {"question": "x"}}).to_string();
+    for kind in [None, Some("text/plain"), Some("application/x-www-form-urlencoded")] {
+        let mut request = Request::builder().method("POST").uri("/api/orchestrator/decide-enqueue");
+        if let Some(kind) = kind {
+            request = request.header(CONTENT_TYPE, kind);
+        }
+        let (status, _, problem) = answer(&world, request.body(Body::from(body.clone())).unwrap()).await;
+        assert_eq!((status, problem["code"].as_str()), (415, Some("unsupported-media-type")), "{kind:?}");
+    }
     assert_eq!(world.count("public.agent_messages").await, 0);
 }
 

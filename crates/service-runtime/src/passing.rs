@@ -1,0 +1,48 @@
+//! Tells a database that is away from one that says no.
+
+use std::{io, time::Duration};
+
+use cogo_bus_core::Error as BusError;
+
+/// SQLSTATE classes of a database that is not there or not able just now: connection, resources, operator, system.
+const AWAY: [&str; 4] = ["08", "53", "57", "58"];
+/// A statement that took too long is in class 57, but it would take too long again.
+const TOOK_TOO_LONG: &str = "57014";
+/// Two transactions stood in each other's way.
+const ROLLED_BACK: &str = "40";
+
+/// Whether the same call would succeed once the database is back.
+pub(crate) fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(refusal) => {
+            refusal.code().is_some_and(|code| code != TOOK_TOO_LONG && AWAY.iter().any(|class| code.starts_with(class)))
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::BeginFailed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// Whether nothing speaks against making the same call again, as often as it takes.
+pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
+    let rolled_back = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    is_away(error) || rolled_back.is_some_and(|code| code.starts_with(ROLLED_BACK))
+}
+
+/// The answer of the bus, or that there was none in time.
+pub(crate) async fn in_time<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, BusError>>,
+) -> Result<T, BusError> {
+    tokio::time::timeout(patience, call).await.unwrap_or_else(|_elapsed| Err(silent()))
+}
+
+/// The error of a database that says nothing.
+pub(crate) fn silent() -> BusError {
+    BusError::Database(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")))
+}

@@ -1,0 +1,43 @@
+//! How attempts end that the database refuses, or that somebody takes back while the worker is busy.
+
+use cogo_bus_core::Wake;
+use tokio::sync::broadcast;
+
+use super::*;
+use crate::worker::Turn;
+
+#[tokio::test]
+async fn completion_that_the_database_always_refuses_ends_as_a_failure() {
+    let running = Running::start(true, pace()).await;
+    let id = running.send_with("bad effect", |message| message.max_attempts = Some(1)).await;
+    let task = running.ended(id).await;
+    assert_eq!((task.status, task.steps[0].attempts), (TaskStatus::Failed, 1));
+    assert!(task.error.as_deref().unwrap().contains("no_such_column"), "{:?}", task.error);
+    let good = running.send("answer").await;
+    assert_eq!(running.ended(good).await.status, TaskStatus::Done);
+    drop(running.finish().await);
+}
+
+#[tokio::test]
+async fn busy_worker_hears_of_what_was_taken_back() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let (stop, (_heartbeat, member)) = (Stop::default(), join(&bus));
+    let worker = Worker::new(Obedient::default(), pace(), surroundings(bus.clone(), WakeUps::default(), member, &stop));
+    let tenant = Tenant::new("acme").unwrap();
+    let message = NewMessage::new(ROUTE, Some(tenant), json!({"what": "hang"}));
+    let (hints, mut heard) = broadcast::channel(4);
+    bus.enqueue(&message).await.unwrap();
+    assert!(matches!(worker.turn("worker/0#test", &mut heard).await, Turn::Started));
+    let taken_back = bus.enqueue(&message).await.unwrap().id;
+    assert!(matches!(worker.turn("worker/0#test", &mut heard).await, Turn::Started));
+    // more than the channel holds, so that some are missed and the rest are heeded all the same
+    for _ in 0..4 {
+        hints.send(Wake::CatchUp).unwrap();
+    }
+    hints.send(Wake::Cancelled(taken_back)).unwrap();
+    bus.enqueue(&message).await.unwrap();
+    assert!(matches!(worker.turn("worker/0#test", &mut heard).await, Turn::Started));
+    assert!(worker.is_dropping(taken_back));
+    stop.hard().cancel();
+}
