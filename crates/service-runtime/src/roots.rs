@@ -1,6 +1,9 @@
 //! Which directories a process may read files from, whoever asks.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
 
 /// The directories of the setting `allowed_roots`.
 #[derive(Debug, Clone)]
@@ -45,17 +48,25 @@ impl AllowedRoots {
     /// # Errors
     /// When it is not a directory that can be entered, or lies elsewhere.
     pub fn resolve(&self, directory: &str) -> Result<PathBuf, RootError> {
-        let open = |source| RootError::Open { path: directory.to_owned(), source };
-        let real = PathBuf::from(directory).canonicalize().map_err(open)?;
-        if !real.is_dir() {
-            return Err(open(io::Error::from(io::ErrorKind::NotADirectory)));
-        }
-        let mut allowed = self.0.iter().filter_map(|root| root.canonicalize().ok());
-        if allowed.any(|root| real.starts_with(root)) {
+        let outside = || {
+            let named: Vec<String> = self.0.iter().map(|root| root.display().to_string()).collect();
+            RootError::Outside { path: directory.to_owned(), allowed: named.join(", ") }
+        };
+        let roots: Vec<PathBuf> = self.0.iter().filter_map(|root| root.canonicalize().ok()).collect();
+        let is_inside = |path: &Path| roots.iter().any(|root| path.starts_with(root));
+        let asked = Path::new(directory);
+        let real = match asked.canonicalize() {
+            Ok(real) if is_inside(&real) => real,
+            // what cannot be opened is told only of places that the asker may know about
+            Err(source) if is_inside(asked) && !asked.components().any(|part| part == Component::ParentDir) => {
+                return Err(RootError::Open { path: directory.to_owned(), source });
+            }
+            Ok(_) | Err(_) => return Err(outside()),
+        };
+        if real.is_dir() {
             return Ok(real);
         }
-        let named: Vec<String> = self.0.iter().map(|root| root.display().to_string()).collect();
-        Err(RootError::Outside { path: directory.to_owned(), allowed: named.join(", ") })
+        Err(RootError::Open { path: directory.to_owned(), source: io::Error::from(io::ErrorKind::NotADirectory) })
     }
 }
 
@@ -67,9 +78,12 @@ mod tests {
     fn only_what_lies_below_an_allowed_directory_is_opened() {
         let roots = AllowedRoots::new(&["/usr/share".to_owned(), "/nonexistent".to_owned()]).unwrap();
         assert_eq!(roots.resolve("/usr/share/../share").unwrap(), PathBuf::from("/usr/share"));
-        assert!(matches!(roots.resolve("/usr/share/../lib"), Err(RootError::Outside { .. })));
-        assert!(matches!(roots.resolve("/usr/sharepoint"), Err(RootError::Open { .. })));
-        assert!(matches!(roots.resolve("/nonexistent/x"), Err(RootError::Open { .. })));
-        assert!(matches!(roots.resolve("/etc/passwd"), Err(RootError::Open { .. })));
+        assert!(matches!(roots.resolve("/usr/share/nothing"), Err(RootError::Open { .. })));
+        // whether these exist is nobody's business
+        for elsewhere in
+            ["/usr/share/../lib", "/usr/sharepoint", "/etc/passwd", "/etc/nothing", "/usr/share/../nothing"]
+        {
+            assert!(matches!(roots.resolve(elsewhere), Err(RootError::Outside { .. })), "{elsewhere}");
+        }
     }
 }
