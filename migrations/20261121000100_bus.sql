@@ -26,24 +26,27 @@ create function bus.uuid_v7() returns uuid
 language sql volatile parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select encode(
-    set_byte(
-      set_byte(
-        overlay(uuid_send(gen_random_uuid())
-          placing substring(int8send((extract(epoch from clock_timestamp()) * 1000)::bigint) from 3) from 1 for 6),
-        6, (get_byte(uuid_send(gen_random_uuid()), 0) & 15) | 112),
-      8, (get_byte(uuid_send(gen_random_uuid()), 1) & 63) | 128),
-    'hex')::uuid
+  -- milliseconds, the version, and what is random (with the variant) of a version 4
+  select (lpad(to_hex((extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0')
+          || '7' || substr(gen_random_uuid()::text, 16))::uuid
 $$;
 comment on function bus.uuid_v7() is 'Time-ordered id (RFC 9562 version 7) by the database clock.';
 
 create table public.agent_messages (
   id              uuid        primary key default bus.uuid_v7(),
   created_at      timestamptz not null default clock_timestamp(),
-  service         text        not null check (service ~ '^[a-z][a-z0-9-]{0,62}$'),
-  role            text        not null check (role ~ '^[a-z][a-z0-9-]{0,62}$'),
+  -- names are [a-z][a-z0-9-]{0,62} and [A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}; checks run at every change of a row, and
+  -- a regular expression costs several times what these do
+  service         text        not null
+                  check (length(service) between 1 and 63 and ascii(service) between 97 and 122
+                         and btrim(service, 'abcdefghijklmnopqrstuvwxyz0123456789-') = ''),
+  role            text        not null
+                  check (length(role) between 1 and 63 and ascii(role) between 97 and 122
+                         and btrim(role, 'abcdefghijklmnopqrstuvwxyz0123456789-') = ''),
   shard           integer     not null default 0 check (shard between 0 and 65535),
-  tenant          text        not null check (tenant ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$'),
+  tenant          text        not null
+                  check (length(tenant) between 1 and 128 and strpos('_.:@-', left(tenant, 1)) = 0
+                         and btrim(tenant, 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:@-') = ''),
   payload         jsonb       not null
                   constraint payload_is_an_object check (jsonb_typeof(payload) = 'object'),
   status          text        not null default 'queued'
@@ -325,15 +328,16 @@ as $$
 declare
   unknown text;
   prepared uuid[];
+  known constant text[] := array[
+    'id', 'service', 'role', 'shard', 'tenant', 'payload', 'priority', 'max_attempts', 'delay_ms', 'ttl_ms', 'root_id',
+    'parent_id', 'reply_to', 'idempotency_key', 'group_key', 'target_instance', 'headers'];
 begin
   if jsonb_typeof(messages) <> 'array' then
     raise exception 'Messages must be a JSON array' using errcode = 'invalid_parameter_value';
   end if;
-  select key into unknown
-    from jsonb_array_elements(messages) as e (m), jsonb_object_keys(m) as key
-   where key <> all (array['id', 'service', 'role', 'shard', 'tenant', 'payload', 'priority', 'max_attempts',
-                           'delay_ms', 'ttl_ms', 'root_id', 'parent_id', 'reply_to', 'idempotency_key',
-                           'group_key', 'target_instance', 'headers'])
+  select jsonb_object_keys(e.m - known) into unknown
+    from jsonb_array_elements(messages) as e (m)
+   where e.m - known <> '{}'
    limit 1;
   if unknown is not null then
     raise exception 'Unknown message field %', unknown using errcode = 'invalid_parameter_value';
@@ -567,8 +571,10 @@ begin
 
   if found and exists (select from bus.watchers w where w.until > (select clock_timestamp())) then
     claimed_roots := array(
-      select m.root_id from public.agent_messages m
-       where m.claimed_by = claim.holder and m.status = 'claimed');
+      select m.root_id
+        from bus.watchers w
+        join public.agent_messages m on m.root_id = w.root_id and m.done_at is null
+       where w.until > (select clock_timestamp()) and m.claimed_by = claim.holder and m.status = 'claimed');
     perform bus.announce_tasks(claimed_roots);
   end if;
 end
@@ -629,17 +635,18 @@ begin
       from unnest(complete_many.ids, complete_many.attempts, complete_many.results, complete_many.result_snippets,
                   complete_many.result_urls) as g (id, attempt, result, snippet, url)
   ), held as (
-    select t.id, given.result, given.snippet, given.url
+    -- by key alone: with the rest of the fence in it, the planner may read everything that is claimed for each id
+    select t.id, t.status, t.claimed_by, t.lease_until, given.result, given.snippet, given.url
       from given
       join public.agent_messages t on t.id = given.id and t.attempts = given.attempt
-     where t.status = 'claimed' and t.claimed_by = complete_many.holder and t.lease_until > clock_timestamp()
      order by t.id for update of t
   ), done as (
     update public.agent_messages as t
        set status = 'done', done_at = clock_timestamp(), lease_until = null, error = null,
            result = held.result, result_snippet = left(held.snippet, 400), result_url = held.url
       from held
-     where t.id = held.id
+     where t.id = held.id and held.status = 'claimed' and held.claimed_by = complete_many.holder
+       and held.lease_until > clock_timestamp()
     returning t.*
   ), recorded as (
     insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
@@ -896,16 +903,23 @@ comment on function bus.retain_events(interval, integer) is 'Removes audit rows 
 -- ---------------------------------------------------------------- following a task
 
 create function bus.watch(task uuid, watcher text, for_ms bigint) returns void
-language sql volatile security definer
+language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+#variable_conflict use_column
+begin
   -- those who stopped waiting are forgotten by those who start
   delete from bus.watchers
    where ctid = any (array(select w.ctid from bus.watchers w where w.until < (select clock_timestamp()) limit 10
                               for update skip locked));
   insert into bus.watchers (root_id, watcher, until)
-  values (task, watcher, clock_timestamp() + for_ms * interval '1 millisecond')
-  on conflict (root_id, watcher) do update set until = greatest(bus.watchers.until, excluded.until)
+  values (watch.task, watch.watcher, clock_timestamp() + watch.for_ms * interval '1 millisecond')
+  on conflict (root_id, watcher) do update set until = greatest(bus.watchers.until, excluded.until);
+  -- waits for every change that is under way, so that it is seen by the caller's next read; changes that start later
+  -- wait for this commit and then see the watcher
+  perform from public.agent_messages m
+    where m.root_id = watch.task and m.done_at is null order by m.id for share;
+end
 $$;
 comment on function bus.watch(uuid, text, bigint) is 'From now on, changes of the task are announced on channel bus_task; read the task after this call, not before.';
 

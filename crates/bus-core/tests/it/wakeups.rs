@@ -53,3 +53,32 @@ async fn broken_subscription_is_reopened_with_a_catch_up() {
     stop.cancel();
     listening.await.unwrap();
 }
+
+#[tokio::test]
+async fn completion_that_is_under_way_cannot_slip_past_a_new_watcher() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    let completion = cogo_bus_core::Completion::default();
+    assert!(cogo_bus_core::Bus::complete_in(&mut transaction, &claimed.fence(), "w", &completion).await.unwrap());
+    // it has looked for watchers already and will announce nothing; the watch must not return before it is visible
+    let watching = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move {
+            bus.watch(root, "test", PATIENCE).await.unwrap();
+            bus.task(root).await.unwrap().unwrap().status
+        }
+    });
+    let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                   and wait_event_type = 'Lock' and query like '%bus.watch%')";
+    timeout(PATIENCE, async {
+        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("the watch waits for the completion");
+    transaction.commit().await.unwrap();
+    assert_eq!(watching.await.unwrap(), cogo_contracts::TaskStatus::Done);
+}
