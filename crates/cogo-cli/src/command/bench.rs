@@ -1,14 +1,14 @@
-//! `cogo bench`: measures a running fleet.
+//! `cogo bench`: measures a running fleet, or the bus alone.
 
 use clap::{Args, Subcommand};
 
 use crate::{
-    command::{bench_ask, bench_idle},
+    command::{bench_ask, bench_bus, bench_idle},
     context::Context,
     failure::Failure,
 };
 
-/// Measure a running fleet: answer times under load, or what it costs at rest.
+/// Measure a running fleet: answer times under load, or what it costs at rest; or the bus alone.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
 pub(crate) struct Bench {
@@ -19,6 +19,7 @@ pub(crate) struct Bench {
 #[derive(Debug, Subcommand)]
 enum What {
     Ask(bench_ask::BenchAsk),
+    Bus(bench_bus::BenchBus),
     Idle(bench_idle::BenchIdle),
 }
 
@@ -26,6 +27,7 @@ impl Bench {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         match self.what {
             What::Ask(ask) => Box::pin(ask.run(context)).await,
+            What::Bus(bus) => Box::pin(bus.run(context)).await,
             What::Idle(idle) => Box::pin(idle.run(context)).await,
         }
     }

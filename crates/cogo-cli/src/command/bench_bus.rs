@@ -1,0 +1,212 @@
+//! `cogo bench bus`: how fast the bus is on this machine, beside plain inserts and, if wanted, beside its peers.
+
+use std::{future::Future, path::PathBuf, time::Duration};
+
+use clap::Args;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::{
+    command::{
+        bench_bus_database::{BenchDatabase, BenchServer},
+        bench_bus_limit,
+        bench_bus_load::{Load, Plan},
+        bench_bus_peers::find_peers,
+        bench_bus_ping::{idle_pings, loaded_pings},
+        bench_bus_report::{OneRun, Report, readable},
+    },
+    context::Context,
+    failure::Failure,
+};
+
+/// Threads of the measuring client, as the processes of a fleet have them.
+const CLIENT_THREADS: usize = 2;
+
+/// Measure the bus: enqueue, drain, both at once, ping, bytes, and how near the limit of the server that is.
+///
+/// Works in a database of its own on the server of DATABASE_URL or of the fleet, or on a Postgres of its own if there
+/// is neither, and removes it afterwards. Consumers are bare clients that claim and complete in batches; the time of
+/// handlers and of the worker runtime is not in the figures.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  cogo bench bus --messages 50000 --json\n  cogo bench bus --peers peers --peer pgmq --runs 3"
+)]
+pub(crate) struct BenchBus {
+    /// Messages of each batch phase.
+    #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    messages: u32,
+    /// Connections that claim and complete.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    consumers: u16,
+    /// Connections that send.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    producers: u16,
+    /// Messages of one statement.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    batch: u16,
+    /// Size of a payload as JSON text.
+    #[arg(long, value_name = "BYTES", default_value_t = 300, value_parser = clap::value_parser!(u32).range(32..=500_000))]
+    payload_bytes: u32,
+    /// Pings of each run, idle and again under load.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    samples: u32,
+    /// How often everything is measured; figures are medians.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    runs: u16,
+    /// How long producers and consumers work at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    mixed_seconds: u16,
+    /// Let the sender make the ids, instead of the database.
+    #[arg(long)]
+    client_ids: bool,
+    /// Directory with one `<peer>/run.sh` each, measured in turn with the bus.
+    #[arg(long, value_name = "DIR")]
+    peers: Option<PathBuf>,
+    /// Only this peer; may be repeated.
+    #[arg(long, value_name = "NAME", requires = "peers")]
+    peer: Vec<String>,
+}
+
+impl BenchBus {
+    pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        let plan = self.plan();
+        let mut peers = match &self.peers {
+            Some(directory) => find_peers(directory, &self.peer)?,
+            None => Vec::new(),
+        };
+        let client = ClientThreads::start()?;
+        let server = BenchServer::find_or_start(context).await?;
+        let settings = server.settings().await?;
+        if !settings.durable {
+            context.output.note("note: this server does not wait for its disk; the figures say little");
+        }
+        let mut runs = Vec::new();
+        for number in 1..=self.runs {
+            let note = |text: String| context.output.note(&format!("run {number}/{}: {text}", self.runs));
+            note("messages, pings and the limit".to_owned());
+            let one = self.measure(&server, &client.handle, plan).await?;
+            note(one.summary());
+            runs.push(one);
+            for peer in &mut peers {
+                peer.measure(plan).await;
+                note(peer.summary());
+            }
+        }
+        server.close().await;
+        let report = Report::new(plan, settings, &runs, &peers);
+        context.output.either(&report, || readable(&report))?;
+        report.verdict()
+    }
+
+    /// One run in a fresh database; the phases stand apart, so that none disturbs another.
+    async fn measure(&self, server: &BenchServer, client: &Handle, plan: Plan) -> Result<OneRun, Failure> {
+        let database = server.create_database().await?;
+        let (samples, mixed) = (self.samples, Duration::from_secs(u64::from(self.mixed_seconds)));
+        let url = database.url().to_owned();
+        let measured = on_threads(client, async move { Box::pin(all_phases(&url, plan, samples, mixed)).await }).await;
+        database.remove().await?;
+        measured
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            messages: self.messages,
+            consumers: self.consumers,
+            producers: self.producers,
+            batch: self.batch,
+            payload_bytes: self.payload_bytes,
+            client_ids: self.client_ids,
+        }
+    }
+}
+
+async fn all_phases(url: &str, plan: Plan, samples: u32, mixed: Duration) -> Result<OneRun, Failure> {
+    let database = BenchDatabase::open(url, plan.connections()).await?;
+    let load = Load::new(database.pool(), plan);
+
+    let wal_at_begin = database.wal_position().await?;
+    let enqueue_per_s = load.enqueue().await?;
+    let wal_enqueued = database.wal_position().await?;
+    let drain_per_s = load.drain().await?;
+    let wal_drained = database.wal_position().await?;
+    let size = database.size_of_messages().await?;
+
+    let single_per_s = load.enqueue_singly().await?;
+    load.drain().await?;
+    let mixed_per_s = load.mixed(mixed).await?;
+    load.drain().await?;
+    let idle = idle_pings(&load, samples).await?;
+    let under_load = loaded_pings(&load, samples).await?;
+    let (sent, acknowledged) = load.into_ids();
+    let account = database.account(&sent, &acknowledged).await?;
+    let limit = bench_bus_limit::measure(url, plan).await?;
+    database.close().await;
+
+    let per_message = |bytes: f64| bytes / f64::from(plan.messages);
+    Ok(OneRun {
+        enqueue_per_s,
+        single_per_s,
+        drain_per_s,
+        mixed_per_s,
+        idle,
+        under_load,
+        wal_bytes_enqueue: per_message(wal_enqueued - wal_at_begin),
+        wal_bytes_drain: per_message(wal_drained - wal_enqueued),
+        table_bytes: per_message(size.table),
+        index_bytes: per_message(size.indexes),
+        limit,
+        account,
+    })
+}
+
+/// Threads for the client alone: the command itself runs on one, which would be the limit of every figure.
+struct ClientThreads {
+    runtime: Option<Runtime>,
+    handle: Handle,
+}
+
+impl ClientThreads {
+    fn start() -> Result<Self, Failure> {
+        let runtime = Builder::new_multi_thread().worker_threads(CLIENT_THREADS).enable_all().build()?;
+        let handle = runtime.handle().clone();
+        Ok(Self { runtime: Some(runtime), handle })
+    }
+}
+
+impl Drop for ClientThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // waiting here would block the thread of the command
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn on_threads<T: Send + 'static>(
+    client: &Handle,
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    client.spawn(work).await.map_err(|error| Failure::failed("Measuring broke off").because(&error))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_run_loses_nothing_and_has_every_figure() {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+        let plan = Plan { messages: 300, consumers: 2, producers: 2, batch: 50, payload_bytes: 100, client_ids: false };
+        let run = runtime.block_on(async {
+            let database = cogo_test_support::database().await;
+            let run = Box::pin(all_phases(&database.url, plan, 3, Duration::from_millis(300))).await;
+            run.expect("a run")
+        });
+        assert_eq!((run.account.lost, run.account.duplicated), (0, 0));
+        assert!(run.account.sent > 300 + 6, "batches, singles, mixed and pings all count: {:?}", run.account);
+        for figure in [run.enqueue_per_s, run.single_per_s, run.drain_per_s, run.mixed_per_s, run.table_bytes] {
+            assert!(figure > 0.0, "{run:?}");
+        }
+        assert!(run.idle.seen_p50_ms >= run.idle.claimed_p50_ms && run.idle.claimed_p50_ms > 0.0, "{run:?}");
+        assert!(run.limit.insert_per_s > 0.0 && run.limit.cycle_per_s > 0.0, "{run:?}");
+    }
+}

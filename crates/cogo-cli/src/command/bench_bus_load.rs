@@ -1,0 +1,298 @@
+//! Load on the bus: producers that send in batches or singly, consumers that claim and complete in batches.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cogo_bus_core::{Bus, ClaimRequest, Completion, Fence};
+use cogo_contracts::{NewMessage, Route, Tenant};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::failure::Failure;
+
+/// Where the load goes.
+pub(crate) const WORK: Route = Route::constant("bench", "work");
+/// Connections that send one message at a time.
+pub(crate) const SINGLE_SENDERS: u16 = 8;
+/// One message in this many of a batch phase is sent singly, within the bounds that follow.
+const SINGLY: u32 = 10;
+const FEWEST_SINGLY: u32 = 80;
+const MOST_SINGLY: u32 = 8000;
+/// How long a consumer rests when it found nothing, as the scripts of the peers do.
+const REST: Duration = Duration::from_millis(2);
+/// Messages that do not come for so long are lost, and counted so.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Far longer than a batch takes: nothing is to run out in a measurement.
+pub(crate) const LEASE: Duration = Duration::from_secs(120);
+
+/// What is measured with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) messages: u32,
+    pub(crate) consumers: u16,
+    pub(crate) producers: u16,
+    pub(crate) batch: u16,
+    pub(crate) payload_bytes: u32,
+    pub(crate) client_ids: bool,
+}
+
+impl Plan {
+    /// As many connections as are ever busy at once, and a few for looking on.
+    pub(crate) fn connections(self) -> u32 {
+        u32::from(self.consumers) + u32::from(self.producers.max(SINGLE_SENDERS)) + 6
+    }
+
+    /// Sizes of the batches that a phase consists of.
+    pub(crate) fn batches(self) -> u32 {
+        self.messages.div_ceil(u32::from(self.batch))
+    }
+
+    pub(crate) fn size_of_batch(self, number: u32) -> u32 {
+        (self.messages - number * u32::from(self.batch)).min(u32::from(self.batch))
+    }
+
+    /// A JSON object of the size that is wanted.
+    pub(crate) fn payload(self, number: u32) -> Value {
+        let without_pad = json!({"id": number, "pad": ""}).to_string().len();
+        let wanted = usize::try_from(self.payload_bytes).unwrap_or(usize::MAX);
+        json!({"id": number, "pad": "x".repeat(wanted.saturating_sub(without_pad))})
+    }
+}
+
+/// The load and what it has sent and completed so far; clones share it.
+#[derive(Clone)]
+pub(crate) struct Load {
+    pub(crate) bus: Bus,
+    pub(crate) plan: Plan,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    sent: Mutex<Vec<Uuid>>,
+    acknowledged: Mutex<Vec<Uuid>>,
+    sent_count: AtomicU64,
+    done_count: AtomicU64,
+}
+
+impl Load {
+    pub(crate) fn new(pool: PgPool, plan: Plan) -> Self {
+        Self { bus: Bus::new(pool), plan, shared: Arc::default() }
+    }
+
+    /// Sends all messages in batches; answers how many a second.
+    pub(crate) async fn enqueue(&self) -> Result<f64, Failure> {
+        let next = Arc::new(AtomicU64::new(0));
+        let began = Instant::now();
+        let mut producers = JoinSet::new();
+        for _ in 0..self.plan.producers {
+            let (load, next) = (self.clone(), Arc::clone(&next));
+            producers.spawn(async move {
+                loop {
+                    let number = u32::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(u32::MAX);
+                    if number >= load.plan.batches() {
+                        return Ok(());
+                    }
+                    load.send_batch(load.plan.size_of_batch(number)).await?;
+                }
+            });
+        }
+        all(producers).await?;
+        Ok(f64::from(self.plan.messages) / began.elapsed().as_secs_f64())
+    }
+
+    /// Sends messages one by one from several connections; answers how many a second.
+    pub(crate) async fn enqueue_singly(&self) -> Result<f64, Failure> {
+        let each = (self.plan.messages / SINGLY).clamp(FEWEST_SINGLY, MOST_SINGLY) / u32::from(SINGLE_SENDERS);
+        let began = Instant::now();
+        let mut senders = JoinSet::new();
+        for _ in 0..SINGLE_SENDERS {
+            let load = self.clone();
+            senders.spawn(async move {
+                for _ in 0..each {
+                    load.send_one().await?;
+                }
+                Ok(())
+            });
+        }
+        all(senders).await?;
+        Ok(f64::from(each * u32::from(SINGLE_SENDERS)) / began.elapsed().as_secs_f64())
+    }
+
+    /// Completes everything that was sent; answers how many a second.
+    pub(crate) async fn drain(&self) -> Result<f64, Failure> {
+        let before = self.shared.done_count.load(Ordering::SeqCst);
+        let began = Instant::now();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut consumers = self.consumers(&stop);
+        let mut last = (before, Instant::now());
+        let mut ended = began.elapsed();
+        while !consumers.is_empty() {
+            let done = self.shared.done_count.load(Ordering::SeqCst);
+            let is_complete = done >= self.shared.sent_count.load(Ordering::SeqCst);
+            if done > last.0 {
+                last = (done, Instant::now());
+            }
+            if (is_complete || last.1.elapsed() > PATIENCE) && !stop.swap(true, Ordering::SeqCst) {
+                ended = began.elapsed();
+            }
+            tokio::select! {
+                Some(consumer) = consumers.join_next() => flat(consumer)?,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        let done = self.shared.done_count.load(Ordering::SeqCst) - before;
+        Ok(as_f64(done) / ended.as_secs_f64())
+    }
+
+    /// Sends and completes at once for a while; answers how many a second were completed.
+    pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
+        let before = self.shared.done_count.load(Ordering::SeqCst);
+        let began = Instant::now();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut workers = self.consumers(&stop);
+        for _ in 0..self.plan.producers {
+            let (load, stop) = (self.clone(), Arc::clone(&stop));
+            workers.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    load.send_batch(u32::from(load.plan.batch)).await?;
+                }
+                Ok(())
+            });
+        }
+        tokio::time::sleep(time).await;
+        let done = self.shared.done_count.load(Ordering::SeqCst) - before;
+        let elapsed = began.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        all(workers).await?;
+        Ok(as_f64(done) / elapsed.as_secs_f64())
+    }
+
+    /// Consumers that work until they are told to stop.
+    pub(crate) fn consumers(&self, stop: &Arc<AtomicBool>) -> JoinSet<Result<(), Failure>> {
+        let mut consumers = JoinSet::new();
+        for number in 0..self.plan.consumers {
+            let (load, stop) = (self.clone(), Arc::clone(stop));
+            consumers.spawn(async move {
+                let holder = format!("bench/{number}#{}", std::process::id());
+                while !stop.load(Ordering::Relaxed) {
+                    if load.work(&WORK, &holder).await?.is_empty() {
+                        tokio::time::sleep(REST).await;
+                    }
+                }
+                Ok(())
+            });
+        }
+        consumers
+    }
+
+    /// Claims one batch and completes it; answers what was claimed and when it was in the hands of the worker.
+    pub(crate) async fn work(&self, route: &Route, holder: &str) -> Result<Vec<(Uuid, Instant)>, Failure> {
+        let request = ClaimRequest { route, holder, instance: None, max_messages: self.plan.batch, lease: LEASE };
+        let claimed = self.bus.claim(&request).await?;
+        let at = Instant::now();
+        if claimed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ended: Vec<(Fence, Completion)> = claimed
+            .iter()
+            .map(|message| {
+                let result = Some(json!({"ok": true}));
+                (message.fence(), Completion { result, snippet: Some("ok".to_owned()), ..Completion::default() })
+            })
+            .collect();
+        let recorded = self.bus.complete_many(&ended, holder).await?;
+        self.shared.done_count.fetch_add(count(&recorded), Ordering::SeqCst);
+        locked(&self.shared.acknowledged).extend(recorded);
+        Ok(claimed.iter().map(|message| (message.id, at)).collect())
+    }
+
+    /// One message to the route of the load.
+    pub(crate) async fn send_one(&self) -> Result<Uuid, Failure> {
+        self.send_one_to(WORK).await
+    }
+
+    pub(crate) async fn send_one_to(&self, route: Route) -> Result<Uuid, Failure> {
+        let sent = self.bus.enqueue(&self.message(route, 0)?).await?;
+        self.remember(&[sent.id]);
+        Ok(sent.id)
+    }
+
+    async fn send_batch(&self, size: u32) -> Result<(), Failure> {
+        let messages = (0..size).map(|number| self.message(WORK, number)).collect::<Result<Vec<_>, Failure>>()?;
+        let sent: Vec<Uuid> = self.bus.enqueue_many(&messages).await?.iter().map(|sent| sent.id).collect();
+        self.remember(&sent);
+        Ok(())
+    }
+
+    fn message(&self, route: Route, number: u32) -> Result<NewMessage, Failure> {
+        let tenant: Tenant = "default".parse().map_err(|error| Failure::failed("Name the tenant").because(&error))?;
+        let mut message = NewMessage::new(route, Some(tenant), self.plan.payload(number));
+        message.id = self.plan.client_ids.then(Uuid::now_v7);
+        Ok(message)
+    }
+
+    fn remember(&self, ids: &[Uuid]) {
+        locked(&self.shared.sent).extend_from_slice(ids);
+        self.shared.sent_count.fetch_add(count(ids), Ordering::SeqCst);
+    }
+
+    /// Everything that was sent, and everything whose completion was acknowledged, as often as it was.
+    pub(crate) fn into_ids(self) -> (Vec<Uuid>, Vec<Uuid>) {
+        let take = |ids: &Mutex<Vec<Uuid>>| std::mem::take(&mut *locked(ids));
+        (take(&self.shared.sent), take(&self.shared.acknowledged))
+    }
+}
+
+/// Waits for all tasks; the first failure ends the rest.
+pub(crate) async fn all(mut tasks: JoinSet<Result<(), Failure>>) -> Result<(), Failure> {
+    while let Some(task) = tasks.join_next().await {
+        flat(task)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn flat<T>(task: Result<Result<T, Failure>, tokio::task::JoinError>) -> Result<T, Failure> {
+    task.map_err(|error| Failure::failed("A task of the load broke off").because(&error))?
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn count<T>(items: &[T]) -> u64 {
+    u64::try_from(items.len()).unwrap_or(u64::MAX)
+}
+
+/// Counts of a benchmark are far below where this loses digits.
+fn as_f64(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: Plan =
+        Plan { messages: 250, consumers: 1, producers: 1, batch: 100, payload_bytes: 300, client_ids: true };
+
+    #[test]
+    fn batches_make_up_the_messages() {
+        let sizes: Vec<u32> = (0..PLAN.batches()).map(|number| PLAN.size_of_batch(number)).collect();
+        assert_eq!(sizes, [100, 100, 50]);
+    }
+
+    #[test]
+    fn payloads_have_the_size_that_was_asked_for() {
+        for number in [0, 7, 999] {
+            assert_eq!(PLAN.payload(number).to_string().len(), 300);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What the runs come to: medians, ratios, a table for people and an object for programs.
+
+use serde::Serialize;
+
+use crate::{
+    command::{
+        bench_bus_database::{Account, ServerSettings},
+        bench_bus_limit::Limit,
+        bench_bus_load::Plan,
+        bench_bus_peers::Peer,
+        bench_bus_ping::Pings,
+    },
+    failure::Failure,
+    output::table,
+};
+
+/// The figures of one run.
+#[derive(Debug, Clone)]
+pub(crate) struct OneRun {
+    pub(crate) enqueue_per_s: f64,
+    pub(crate) single_per_s: f64,
+    pub(crate) drain_per_s: f64,
+    pub(crate) mixed_per_s: f64,
+    pub(crate) idle: Pings,
+    pub(crate) under_load: Pings,
+    /// Bytes per message, as are the next three.
+    pub(crate) wal_bytes_enqueue: f64,
+    pub(crate) wal_bytes_drain: f64,
+    pub(crate) table_bytes: f64,
+    pub(crate) index_bytes: f64,
+    pub(crate) limit: Limit,
+    pub(crate) account: Account,
+}
+
+impl OneRun {
+    /// A line for the person who waits.
+    pub(crate) fn summary(&self) -> String {
+        format!(
+            "{:.0} enqueued/s, {:.0} done/s, mixed {:.0}/s, ping {:.1} ms, limit ratio {:.2}",
+            self.enqueue_per_s,
+            self.drain_per_s,
+            self.mixed_per_s,
+            self.idle.seen_p50_ms,
+            self.limit_ratio()
+        )
+    }
+
+    /// Rows a second of one enqueue and one drain after the other.
+    fn cycle_per_s(&self) -> f64 {
+        1.0 / (1.0 / self.enqueue_per_s + 1.0 / self.drain_per_s)
+    }
+
+    fn limit_ratio(&self) -> f64 {
+        self.cycle_per_s() / self.limit.cycle_per_s
+    }
+}
+
+/// Medians over the runs; a ratio is the median of the ratios within the runs.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    messages: u32,
+    runs: usize,
+    producers: u16,
+    consumers: u16,
+    batch: u16,
+    payload_bytes: u32,
+    client_ids: bool,
+    server: ServerSettings,
+    enqueue_per_s: f64,
+    enqueue_single_per_s: f64,
+    drain_per_s: f64,
+    mixed_per_s: f64,
+    ping_p50_ms: f64,
+    ping_p99_ms: f64,
+    ping_claimed_p50_ms: f64,
+    ping_claimed_p99_ms: f64,
+    ping_loaded_p50_ms: f64,
+    ping_loaded_p99_ms: f64,
+    ping_load_per_s: f64,
+    wal_bytes_enqueue: f64,
+    wal_bytes_drain: f64,
+    table_bytes: f64,
+    index_bytes: f64,
+    limit_insert_per_s: f64,
+    limit_cycle_per_s: f64,
+    enqueue_limit_ratio: f64,
+    limit_ratio: f64,
+    sent: i64,
+    lost: i64,
+    duplicated: i64,
+    peers: Vec<PeerReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct PeerReport {
+    peer: String,
+    enqueue_per_s: Option<f64>,
+    drain_per_s: Option<f64>,
+    /// Ours divided by the peer's.
+    enqueue_ratio: Option<f64>,
+    drain_ratio: Option<f64>,
+    failed: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn new(plan: Plan, server: ServerSettings, runs: &[OneRun], peers: &[Peer]) -> Self {
+        let of = |figure: fn(&OneRun) -> f64| rounded(median(runs.iter().map(figure).collect()).unwrap_or(f64::NAN));
+        let sum = |count: fn(&Account) -> i64| runs.iter().map(|run| count(&run.account)).sum();
+        Self {
+            messages: plan.messages,
+            runs: runs.len(),
+            producers: plan.producers,
+            consumers: plan.consumers,
+            batch: plan.batch,
+            payload_bytes: plan.payload_bytes,
+            client_ids: plan.client_ids,
+            server,
+            enqueue_per_s: of(|run| run.enqueue_per_s),
+            enqueue_single_per_s: of(|run| run.single_per_s),
+            drain_per_s: of(|run| run.drain_per_s),
+            mixed_per_s: of(|run| run.mixed_per_s),
+            ping_p50_ms: of(|run| run.idle.seen_p50_ms),
+            ping_p99_ms: of(|run| run.idle.seen_p99_ms),
+            ping_claimed_p50_ms: of(|run| run.idle.claimed_p50_ms),
+            ping_claimed_p99_ms: of(|run| run.idle.claimed_p99_ms),
+            ping_loaded_p50_ms: of(|run| run.under_load.seen_p50_ms),
+            ping_loaded_p99_ms: of(|run| run.under_load.seen_p99_ms),
+            ping_load_per_s: of(|run| run.under_load.load_per_s),
+            wal_bytes_enqueue: of(|run| run.wal_bytes_enqueue),
+            wal_bytes_drain: of(|run| run.wal_bytes_drain),
+            table_bytes: of(|run| run.table_bytes),
+            index_bytes: of(|run| run.index_bytes),
+            limit_insert_per_s: of(|run| run.limit.insert_per_s),
+            limit_cycle_per_s: of(|run| run.limit.cycle_per_s),
+            enqueue_limit_ratio: of(|run| run.enqueue_per_s / run.limit.insert_per_s),
+            limit_ratio: of(OneRun::limit_ratio),
+            sent: sum(|account| account.sent),
+            lost: sum(|account| account.lost),
+            duplicated: sum(|account| account.duplicated),
+            peers: peers.iter().map(|peer| compare(runs, peer)).collect(),
+        }
+    }
+
+    /// Speed is a matter of taste; a lost message is not.
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
+        if self.lost == 0 && self.duplicated == 0 {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "Of {} messages {} were lost and {} duplicated",
+            self.sent, self.lost, self.duplicated
+        )))
+    }
+}
+
+/// A peer ran after each of our runs, so the ratio of each pair is of one moment.
+fn compare(runs: &[OneRun], peer: &Peer) -> PeerReport {
+    let of = |figures: Vec<f64>| median(figures).map(rounded);
+    let pairs = || runs.iter().zip(&peer.runs);
+    PeerReport {
+        peer: peer.name.clone(),
+        enqueue_per_s: of(peer.runs.iter().map(|run| run.enqueue_per_s).collect()),
+        drain_per_s: of(peer.runs.iter().map(|run| run.process_per_s).collect()),
+        enqueue_ratio: of(pairs().map(|(our, its)| our.enqueue_per_s / its.enqueue_per_s).collect()),
+        drain_ratio: of(pairs().map(|(our, its)| our.drain_per_s / its.process_per_s).collect()),
+        failed: peer.failed.clone(),
+    }
+}
+
+/// The middle one, or the mean of the two in the middle; none of nothing.
+fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    let upper = figures.get(figures.len() / 2)?;
+    let lower = figures.get((figures.len() - 1) / 2)?;
+    Some(f64::midpoint(*lower, *upper))
+}
+
+/// Two decimals of small figures, none of large ones.
+fn rounded(figure: f64) -> f64 {
+    if figure.abs() >= 100.0 { figure.round() } else { (figure * 100.0).round() / 100.0 }
+}
+
+/// The tables for people.
+pub(crate) fn readable(report: &Report) -> String {
+    let row = |what: &str, figure: String| [what.to_owned(), figure];
+    let per_s = |figure: f64| format!("{figure:.0}/s");
+    let two = |p50: f64, p99: f64| format!("{p50:.2} / {p99:.2} ms");
+    let bytes = |first: f64, second: f64| format!("{first:.0} + {second:.0} B");
+    let figures = table(
+        ["figure", ">median"],
+        [
+            row("enqueue in batches", per_s(report.enqueue_per_s)),
+            row("enqueue singly, 8 connections", per_s(report.enqueue_single_per_s)),
+            row("drain, bare clients", per_s(report.drain_per_s)),
+            row("mixed, done", per_s(report.mixed_per_s)),
+            row("ping idle, seen by the sender, p50 / p99", two(report.ping_p50_ms, report.ping_p99_ms)),
+            row("ping idle, in the worker's hands", two(report.ping_claimed_p50_ms, report.ping_claimed_p99_ms)),
+            row(
+                &format!("ping at {:.0} single messages/s", report.ping_load_per_s),
+                two(report.ping_loaded_p50_ms, report.ping_loaded_p99_ms),
+            ),
+            row("WAL of a message, enqueue + drain", bytes(report.wal_bytes_enqueue, report.wal_bytes_drain)),
+            row("a done message, table + indexes", bytes(report.table_bytes, report.index_bytes)),
+            row("limit: plain insert", per_s(report.limit_insert_per_s)),
+            row("limit: insert and one update in place", per_s(report.limit_cycle_per_s)),
+            row("enqueue against its limit", format!("{:.2}", report.enqueue_limit_ratio)),
+            row("enqueue and drain against their limit", format!("{:.2}", report.limit_ratio)),
+            row("lost / duplicated", format!("{} / {} of {}", report.lost, report.duplicated, report.sent)),
+        ],
+    );
+    let head = format!(
+        "{} messages of {} bytes, {} runs, {} producers, {} consumers, batches of {}; Postgres {}{}",
+        report.messages,
+        report.payload_bytes,
+        report.runs,
+        report.producers,
+        report.consumers,
+        report.batch,
+        report.server.version,
+        if report.server.durable { "" } else { ", not durable" }
+    );
+    let mut text = format!("{head}\n\n{figures}");
+    if !report.peers.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&peers_table(&report.peers));
+    }
+    text
+}
+
+fn peers_table(peers: &[PeerReport]) -> String {
+    let whole = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.0}"));
+    let ratio = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.2}"));
+    table(
+        ["peer", ">enqueue/s", ">drain/s", ">ours to its enqueue", ">ours to its drain", "failed"],
+        peers.iter().map(|peer| {
+            [
+                peer.peer.clone(),
+                whole(peer.enqueue_per_s),
+                whole(peer.drain_per_s),
+                ratio(peer.enqueue_ratio),
+                ratio(peer.drain_ratio),
+                peer.failed.clone().unwrap_or_default(),
+            ]
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(enqueue_per_s: f64, drain_per_s: f64, lost: i64) -> OneRun {
+        let pings =
+            Pings { claimed_p50_ms: 1.0, claimed_p99_ms: 2.0, seen_p50_ms: 2.0, seen_p99_ms: 4.0, load_per_s: 0.0 };
+        OneRun {
+            enqueue_per_s,
+            single_per_s: 1.0,
+            drain_per_s,
+            mixed_per_s: 1.0,
+            idle: pings,
+            under_load: pings,
+            wal_bytes_enqueue: 1.0,
+            wal_bytes_drain: 1.0,
+            table_bytes: 1.0,
+            index_bytes: 1.0,
+            limit: Limit { insert_per_s: 1000.0, cycle_per_s: 500.0 },
+            account: Account { sent: 10, lost, duplicated: 0 },
+        }
+    }
+
+    fn report(runs: &[OneRun]) -> Report {
+        let plan = Plan { messages: 10, consumers: 1, producers: 1, batch: 5, payload_bytes: 300, client_ids: false };
+        let server = ServerSettings { version: "15".to_owned(), shared_buffers: "1MB".to_owned(), durable: true };
+        Report::new(plan, server, runs, &[])
+    }
+
+    #[test]
+    fn medians_are_of_the_middle() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn ratios_compare_a_whole_life_with_a_whole_life() {
+        let value = serde_json::to_value(report(&[run(500.0, 500.0, 0)])).expect("an object");
+        assert_eq!((value["enqueue_limit_ratio"].as_f64(), value["limit_ratio"].as_f64()), (Some(0.5), Some(0.5)));
+        for key in ["enqueue_per_s", "drain_per_s", "ping_p50_ms", "ping_p99_ms", "lost", "duplicated"] {
+            assert!(value[key].is_number(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_lost_message_of_any_run_is_a_failure() {
+        assert!(report(&[run(1.0, 1.0, 0), run(1.0, 1.0, 0)]).verdict().is_ok());
+        assert!(report(&[run(1.0, 1.0, 0), run(1.0, 1.0, 1)]).verdict().is_err());
+    }
+}
