@@ -915,10 +915,10 @@ begin
   insert into bus.watchers (root_id, watcher, until)
   values (watch.task, watch.watcher, clock_timestamp() + watch.for_ms * interval '1 millisecond')
   on conflict (root_id, watcher) do update set until = greatest(bus.watchers.until, excluded.until);
-  -- waits for every change that is under way, so that it is seen by the caller's next read; changes that start later
-  -- wait for this commit and then see the watcher
+  -- waits for completions that are under way, so that the caller's next read sees them; those that start later wait for
+  -- this commit and then see the watcher. Queued rows are left alone: a claim would skip them while they are locked.
   perform from public.agent_messages m
-    where m.root_id = watch.task and m.done_at is null order by m.id for share;
+    where m.root_id = watch.task and m.status = 'claimed' order by m.id for share;
 end
 $$;
 comment on function bus.watch(uuid, text, bigint) is 'From now on, changes of the task are announced on channel bus_task; read the task after this call, not before.';
