@@ -4,6 +4,7 @@ mod agent;
 mod assignment;
 mod code_graph;
 mod decision;
+pub mod exit_code;
 mod knowledge;
 mod message;
 mod problem;

@@ -52,9 +52,15 @@ pub struct NewMessage {
     /// One message per tenant and key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// How long the key stays in use, ms; default 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_ms: Option<u64>,
     /// Messages of one group on one route run in order, one at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_key: Option<String>,
+    /// What limits per key count by, within the tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_key: Option<String>,
     /// Only this instance may claim it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_instance: Option<String>,
@@ -64,6 +70,9 @@ pub struct NewMessage {
     /// Trace context and other transport headers.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub headers: Map<String, Value>,
+    /// Messages that must have ended, well or not, before it starts: such as exist, or stand in the same batch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub awaits: Vec<Uuid>,
 }
 
 impl NewMessage {
@@ -80,11 +89,42 @@ impl NewMessage {
             delay_ms: None,
             ttl_ms: None,
             idempotency_key: None,
+            idempotency_ms: None,
             group_key: None,
+            limit_key: None,
             target_instance: None,
             reply_to: None,
             headers: Map::new(),
+            awaits: Vec::new(),
         }
+    }
+
+    /// Whether it has an address and content only, and defaults for all else.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        // every field is named, so that a new one is thought of here
+        let Self {
+            route: _,
+            tenant: _,
+            payload: _,
+            id: _,
+            headers: _,
+            priority: None,
+            max_attempts: None,
+            delay_ms: None,
+            ttl_ms: None,
+            idempotency_key: None,
+            idempotency_ms: None,
+            group_key: None,
+            limit_key: None,
+            target_instance: None,
+            reply_to: None,
+            awaits,
+        } = self
+        else {
+            return false;
+        };
+        awaits.is_empty()
     }
 
     /// A follow-up of the message being handled, with a typed request.

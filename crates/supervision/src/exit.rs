@@ -16,6 +16,8 @@ pub enum Exit {
     Abnormal(String),
     /// It was killed by its supervisor.
     Killed,
+    /// It failed and a new start would not help, as this says: it stays down, whatever its restart rule.
+    Final(String),
 }
 
 impl Exit {
@@ -31,7 +33,7 @@ impl fmt::Display for Exit {
         match self {
             Self::Normal => formatter.write_str("done"),
             Self::Shutdown => formatter.write_str("stopped"),
-            Self::Abnormal(reason) => formatter.write_str(reason),
+            Self::Abnormal(reason) | Self::Final(reason) => formatter.write_str(reason),
             Self::Killed => formatter.write_str("killed"),
         }
     }

@@ -5,12 +5,21 @@
 //!
 //! A specification owns its children, so a tree cannot contain itself: cycles are impossible by construction.
 
+pub mod autoscale;
+pub mod breaker;
+pub mod budget;
+pub mod bulkhead;
+pub mod clock;
 pub mod core;
 mod driver;
 mod event;
 mod exit;
+pub mod pool;
+pub mod probe;
+mod seeded;
 mod snapshot;
 mod spec;
+mod waiting_room;
 
 pub use driver::{Handle, Options, Outcome, ProcessWork, Spawned, Supervisor, TaskContext, TaskWork, Work};
 pub use event::{End, Event, Happened};

@@ -16,6 +16,7 @@ impl<W: Clone> Group<W> {
     pub(super) fn child_ended_by_itself(&mut self, shared: &mut Shared<W>, name: &Arc<str>, exit: &Exit) {
         let Some(child) = self.children.get(name) else { return };
         let again = match child.spec.restart {
+            _ if matches!(exit, Exit::Final(_)) => false,
             Restart::Permanent => true,
             Restart::Transient => !exit.is_clean(),
             Restart::Temporary => false,

@@ -41,12 +41,15 @@ pub struct Options {
     pub patience: Duration,
     /// How many events a listener may lag behind before it misses some.
     pub events: usize,
+    /// Whether events go to the log; not needed where a listener logs them with what it knows of the children.
+    pub log: bool,
 }
 
 impl Default for Options {
-    /// A seed of its own, 5 s, 1024 events.
+    /// A seed of its own, 5 s, 1024 events, logged.
     fn default() -> Self {
-        Self { seed: RandomState::new().build_hasher().finish(), patience: Duration::from_secs(5), events: 1024 }
+        let seed = RandomState::new().build_hasher().finish();
+        Self { seed, patience: Duration::from_secs(5), events: 1024, log: true }
     }
 }
 
@@ -80,6 +83,7 @@ impl Supervisor {
             events: events.clone(),
             status,
             tasks: tasks.clone(),
+            log: options.log,
         };
         tasks.spawn(driver.drive());
         Ok(Handle::new(commands_in, events, status_out))
@@ -112,6 +116,7 @@ struct Driver {
     events: broadcast::Sender<Event>,
     status: watch::Sender<Status>,
     tasks: TaskTracker,
+    log: bool,
 }
 
 impl Driver {
@@ -193,7 +198,9 @@ impl Driver {
                     }
                 }
                 Output::Event(event) => {
-                    log(&event);
+                    if self.log {
+                        log(&event);
+                    }
                     // nobody needs to listen
                     let _ = self.events.send(event);
                 }
@@ -250,6 +257,7 @@ fn log(event: &Event) {
             error!(path, child, intensity, period_ms = period.as_millis(), "group restarted its children too often");
         }
         Happened::StartFailed { reason } => warn!(path, reason, "child did not start"),
+        Happened::Exited { exit: Exit::Final(reason) } => error!(path, reason, "child failed for good"),
         Happened::Exited { exit: Exit::Abnormal(reason) } => warn!(path, reason, "child failed"),
         Happened::Killing => warn!(path, "child is killed"),
         Happened::RestartPlanned { pause } => info!(path, pause_ms = pause.as_millis(), "child will be restarted"),

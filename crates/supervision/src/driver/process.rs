@@ -28,12 +28,14 @@ type MakeReady = dyn Fn(Spawned) -> BoxFuture<'static, Result<(), String>> + Sen
 pub struct ProcessWork {
     command: Box<MakeCommand>,
     ready: Option<Box<MakeReady>>,
+    /// Exit codes after which a new start would not help, with what they mean.
+    final_codes: Vec<(i32, String)>,
 }
 
 impl ProcessWork {
     /// A process from a command that is made anew for each start; it counts as started once it runs.
     pub fn new(command: impl Fn() -> io::Result<Command> + Send + Sync + 'static) -> Self {
-        Self { command: Box::new(command), ready: None }
+        Self { command: Box::new(command), ready: None, final_codes: Vec::new() }
     }
 
     /// Counts it as started only when this future says so; an error kills the process and is why it did not start.
@@ -48,6 +50,13 @@ impl ProcessWork {
         self.ready = Some(Box::new(move |spawned| {
             ready(spawned).map(|result| result.map_err(|error| format!("{error:#}"))).boxed()
         }));
+        self
+    }
+
+    /// An exit code by which the process says that a new start would not help, and what it means: [`Exit::Final`].
+    #[must_use]
+    pub fn final_code(mut self, code: u8, meaning: impl Into<String>) -> Self {
+        self.final_codes.push((i32::from(code), meaning.into()));
         self
     }
 }
@@ -73,7 +82,8 @@ pub(super) async fn run(
                 Some(ready) => ready(Spawned { path, pid }),
                 None => async { Ok(()) }.boxed(),
             };
-            mind(child, pid, ready, &stop, &kill, &reports).await
+            let ended = mind(child, pid, ready, &stop, &kill, &reports).await;
+            ended.into_exit(&work.final_codes)
         }
         Err(error) => Exit::Abnormal(format!("no process: {error}")),
     };
@@ -93,7 +103,7 @@ async fn mind(
     stop: &CancellationToken,
     kill: &CancellationToken,
     reports: &Reports,
-) -> Exit {
+) -> Ended {
     let (mut is_waiting, mut is_asked, mut is_killed) = (true, false, false);
     let mut not_ready = None;
     let status = loop {
@@ -105,7 +115,7 @@ async fn mind(
                     Ok(()) => reports.started(),
                     Err(reason) => {
                         signal(pid, Signal::KILL);
-                        not_ready = Some(Exit::Abnormal(format!("not ready: {reason}")));
+                        not_ready = Some(format!("not ready: {reason}"));
                     }
                 }
             }
@@ -122,17 +132,37 @@ async fn mind(
     // The number stays taken while the group has members. Without any there is nobody to hit: numbers are given out in
     // turn, so it is not in use again at this moment.
     signal(pid, Signal::KILL);
-    match (not_ready, status) {
-        (Some(exit), _) => exit,
-        (None, Ok(status)) => exit_of(status, is_asked, is_killed),
-        (None, Err(error)) => Exit::Abnormal(format!("its end is unknown: {error}")),
-    }
+    Ended { status, not_ready, is_asked, is_killed }
 }
 
 /// Sends a signal to the group of a process; one that is gone needs none.
 fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process_group(pid, signal);
+    }
+}
+
+/// How a process ended and what was done to it.
+struct Ended {
+    status: io::Result<ExitStatus>,
+    not_ready: Option<String>,
+    is_asked: bool,
+    is_killed: bool,
+}
+
+impl Ended {
+    fn into_exit(self, final_codes: &[(i32, String)]) -> Exit {
+        if let Some(reason) = self.not_ready {
+            return Exit::Abnormal(reason);
+        }
+        let status = match self.status {
+            Ok(status) => status,
+            Err(error) => return Exit::Abnormal(format!("its end is unknown: {error}")),
+        };
+        match final_codes.iter().find(|(code, _)| status.code() == Some(*code)) {
+            Some((_, meaning)) => Exit::Final(meaning.clone()),
+            None => exit_of(status, self.is_asked, self.is_killed),
+        }
     }
 }
 

@@ -2,9 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod autoscale;
+mod breaker;
+mod bulkhead;
 mod many;
 mod otp;
+mod pools;
+mod probes;
 mod processes;
+mod queue_world;
 mod rules;
 mod schedule;
 mod tasks;

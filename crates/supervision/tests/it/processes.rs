@@ -101,6 +101,17 @@ async fn a_process_that_is_done_stays_down_if_it_is_transient() {
 }
 
 #[tokio::test]
+async fn a_process_that_says_so_is_not_started_again() {
+    let refusing = command("sh", &["-c", "exit 79"]).final_code(79, "somebody else does it");
+    let spec = group(Strategy::OneForOne).child(ChildSpec::worker("a", Work::process(refusing)));
+    let handle = Supervisor::start(spec, &options()).unwrap();
+    let is_down = |tree: &Node| tree.children[0].last_exit.is_some() && tree.children[0].state != NodeState::Running;
+    let tree = until(&handle, is_down).await;
+    assert_eq!((tree.children[0].state, tree.children[0].restarts), (NodeState::Stopped, 0));
+    assert_eq!(exit_of(&tree, "a"), Exit::Final("somebody else does it".to_owned()));
+}
+
+#[tokio::test]
 async fn a_process_that_ignores_sigterm_is_killed_after_its_time() {
     let directory = tempfile::tempdir().unwrap();
     let script = "trap '' TERM; echo $$ > FILE; while :; do sleep 0.05; done";

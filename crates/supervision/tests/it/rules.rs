@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use cogo_supervision::{
-    AutoShutdown, Backoff, ChildSpec, End, Error, Exit, GroupSpec, Happened, Restart, Shutdown, StopOrder, Strategy,
+    AutoShutdown, Backoff, ChildSpec, End, Error, Exit, GroupSpec, Happened, NodeState, Restart, Shutdown, StopOrder,
+    Strategy,
     core::{CallError, Input, Request, Tree},
 };
 use proptest::prelude::*;
@@ -40,6 +41,22 @@ fn bad_specifications_are_refused_with_the_path() {
     assert_eq!(child(unheard), Error::SignificantForNothing { path: path() });
     let text = refusal(inside(group(Strategy::OneForOne, &["a", "a"]))).to_string();
     assert_eq!(text, "There are two children \"g/a\"");
+}
+
+#[test]
+fn a_final_end_is_not_undone_whatever_the_rule_says() {
+    let children = [Restart::Permanent, Restart::Transient].map(|restart| worker("a").restart(restart));
+    for child in children {
+        let mut world = World::begun(group(Strategy::OneForAll, &["b"]).child(child));
+        world.take_notes();
+        world.crash("a", Exit::Final("taken over".to_owned()));
+        world.settle();
+        assert_eq!(world.take_notes(), "");
+        let tree = world.tree.picture();
+        let a = tree.find("a").unwrap();
+        assert_eq!((a.state, a.restarts), (NodeState::Stopped, 0));
+        assert_eq!(tree.find("b").unwrap().state, NodeState::Running);
+    }
 }
 
 #[test]
