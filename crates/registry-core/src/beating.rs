@@ -1,5 +1,6 @@
 //! What a process and the registry say to each other: join, beat, leave.
 
+use chrono::{DateTime, Utc};
 use cogo_contracts::AgentState;
 use sqlx::{PgConnection, PgPool};
 use tracing::info;
@@ -9,9 +10,9 @@ use crate::{
     heartbeat::HeartbeatSettings,
     link::Link,
     registration::Registration,
-    registry::{Error, joined},
+    registry::{Error, joined, registering},
     standing::{Membership, Vitals, Wanted},
-    store::{self, Beat},
+    store::{self, Beat, Stats},
     usage::UsageMeter,
 };
 
@@ -19,11 +20,19 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Reply {
     /// The run is a member in this state.
-    Alive { membership: Membership, state: AgentState, registry_version: Option<i64> },
+    Alive { membership: Membership, state: AgentState, told: Told },
     /// The run has ended; the next exchange joins as a new one.
     Lost { reason: String },
     /// Another process owns the slot.
     Occupied { by: String },
+}
+
+/// What an answer tells beside the state.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) registry_version: i64,
+    pub(crate) config_version: Option<i64>,
+    pub(crate) database_time: DateTime<Utc>,
 }
 
 /// One process's side of the talk, without its timing.
@@ -87,18 +96,41 @@ impl Conversation {
     async fn join(&mut self, connection: &mut PgConnection) -> Result<Reply, Error> {
         // set before asking: once asked, the registration may stand even if the answer never arrives
         self.asked_to_join = true;
-        let row = store::register(connection, &self.registration, self.previous).await.map_err(Error::Database)?;
+        let row = store::register(&mut *connection, &self.registration, self.previous).await.map_err(registering)?;
         let state = row.state.clone();
+        let told =
+            Told { registry_version: row.registry_version, config_version: None, database_time: row.database_time };
         match joined(row, self.registration.id.instance_id) {
             Ok(membership) => {
                 info!(agent = %self.registration.id, holder = membership.holder, epoch = membership.epoch, "registered");
+                self.join_carried(connection, membership.instance_id).await?;
                 self.membership = Some(membership.clone());
-                self.alive(membership, &state, None)
+                self.alive(membership, &state, told)
             }
             Err(Error::Ended { .. }) => Ok(self.lost("ended before it knew that it was registered".to_owned())),
             Err(Error::Occupied { by }) => Ok(Reply::Occupied { by }),
             Err(error) => Err(error),
         }
+    }
+
+    /// Joins for the agents that live in the same process, each as a new run.
+    async fn join_carried(&mut self, connection: &mut PgConnection, carrier: Uuid) -> Result<(), Error> {
+        for carried in &mut self.registration.carried {
+            // one that has joined this carrier already, before an answer was lost, is known and stays
+            if carried.carrier != Some(carrier) {
+                carried.renew();
+                carried.carrier = Some(carrier);
+            }
+            let mut row = store::register(&mut *connection, carried, None).await.map_err(registering)?;
+            if row.outcome == "ended" {
+                carried.renew();
+                row = store::register(&mut *connection, carried, None).await.map_err(registering)?;
+            }
+            let instance_id = carried.id.instance_id;
+            joined(row, instance_id)?;
+            store::activate(&mut *connection, instance_id).await.map_err(Error::Database)?;
+        }
+        Ok(())
     }
 
     async fn beat(
@@ -114,11 +146,16 @@ impl Conversation {
             sequence: self.sequence,
             ready: vitals.ready(),
             in_flight: vitals.in_flight(),
-            usage: self.meter.read(),
+            stats: Stats { usage: self.meter.read(), carried: vitals.carried() },
         };
         let row = store::beat(connection, beat).await.map_err(Error::Database)?;
+        let told = Told {
+            registry_version: row.registry_version,
+            config_version: Some(row.config_version),
+            database_time: row.database_time,
+        };
         match (row.outcome.as_str(), row.state) {
-            ("alive", Some(state)) => self.alive(membership, &state, Some(row.registry_version)),
+            ("alive", Some(state)) => self.alive(membership, &state, told),
             ("ended", _) => Ok(self.lost(row.end_reason.unwrap_or_default())),
             // forgotten long after its end, or the database was restored from a time before it registered
             ("unknown", _) => Ok(self.lost("not in the registry any more".to_owned())),
@@ -127,7 +164,7 @@ impl Conversation {
     }
 
     async fn move_on(&mut self, connection: &mut PgConnection, reply: Reply, wanted: Wanted) -> Result<Reply, Error> {
-        let Reply::Alive { membership, state, registry_version } = reply else {
+        let Reply::Alive { membership, state, told } = reply else {
             return Ok(reply);
         };
         let answer = match (wanted, state) {
@@ -136,18 +173,18 @@ impl Conversation {
                 Wanted::Draining,
                 AgentState::Registered | AgentState::Active | AgentState::Suspect | AgentState::Suspended,
             ) => store::drain(connection, membership.instance_id).await,
-            _ => return Ok(Reply::Alive { membership, state, registry_version }),
+            _ => return Ok(Reply::Alive { membership, state, told }),
         };
         match answer.map_err(Error::Database)? {
-            Some(state) if state != AgentState::Terminated.as_str() => self.alive(membership, &state, registry_version),
+            Some(state) if state != AgentState::Terminated.as_str() => self.alive(membership, &state, told),
             _ => Ok(self.lost("ended between two calls".to_owned())),
         }
     }
 
-    fn alive(&self, membership: Membership, state: &str, registry_version: Option<i64>) -> Result<Reply, Error> {
+    fn alive(&self, membership: Membership, state: &str, told: Told) -> Result<Reply, Error> {
         let instance_id = membership.instance_id;
         let state = AgentState::from_name(state).ok_or(Error::Unexpected { column: "agents.state", instance_id })?;
-        Ok(Reply::Alive { membership, state, registry_version })
+        Ok(Reply::Alive { membership, state, told })
     }
 
     fn lost(&mut self, reason: String) -> Reply {

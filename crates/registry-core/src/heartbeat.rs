@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwapOption;
 use cogo_contracts::AgentState;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -12,10 +13,11 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    beating::{Conversation, Reply},
+    beating::{Conversation, Reply, Told},
     registration::Registration,
     registry::{Error, Registry},
-    standing::{Member, Membership, Standing, Vitals, Wanted},
+    standing::{Heard, Member, Membership, Standing, Vitals, Wanted},
+    token::Grant,
 };
 
 /// Times of the heartbeat, all by the process's monotonic clock.
@@ -69,6 +71,9 @@ pub struct Heartbeat {
     standing: watch::Sender<Standing>,
     wanted: watch::Receiver<Wanted>,
     vitals: Arc<Vitals>,
+    heard: watch::Sender<Option<Heard>>,
+    grant: Arc<ArcSwapOption<Grant>>,
+    nudge: Arc<Notify>,
     /// Start of the last good exchange; none while the process is not to claim anyway.
     contact: Option<Instant>,
     failures: u32,
@@ -89,10 +94,20 @@ impl Heartbeat {
         let (standing, standing_receiver) = watch::channel(Standing::Joining);
         let (wanted_sender, wanted) = watch::channel(Wanted::Registered);
         let vitals = Arc::new(Vitals::default());
-        let member =
-            Member { standing: standing_receiver, wanted: Arc::new(wanted_sender), vitals: Arc::clone(&vitals) };
+        let (heard, heard_receiver) = watch::channel(None);
+        let (grant, nudge) = (Arc::new(ArcSwapOption::empty()), Arc::new(Notify::new()));
+        let member = Member {
+            standing: standing_receiver,
+            wanted: Arc::new(wanted_sender),
+            vitals: Arc::clone(&vitals),
+            heard: heard_receiver,
+            grant: Arc::clone(&grant),
+            nudge: Arc::clone(&nudge),
+        };
         let conversation = Conversation::new(registry.pool(), registration, &settings);
-        (Self { conversation, settings, standing, wanted, vitals, contact: None, failures: 0 }, member)
+        let heartbeat =
+            Self { conversation, settings, standing, wanted, vitals, heard, grant, nudge, contact: None, failures: 0 };
+        (heartbeat, member)
     }
 
     /// Runs until the token is cancelled, then leaves the registry; ends early only when superseded.
@@ -108,6 +123,7 @@ impl Heartbeat {
             let pause = match turn {
                 Turn::Next(pause) => pause,
                 Turn::Superseded(by) => {
+                    self.grant.store(None);
                     self.standing.send_replace(Standing::Superseded { by: by.clone() });
                     return Ended::Superseded { by };
                 }
@@ -116,6 +132,7 @@ impl Heartbeat {
                 biased;
                 () = token.cancelled() => return self.leave().await,
                 Ok(()) = self.wanted.changed() => {}
+                () = self.nudge.notified() => {}
                 () = sleep(pause) => {}
             }
         }
@@ -144,9 +161,9 @@ impl Heartbeat {
             self.failures = 0;
         }
         match reply {
-            Reply::Alive { membership, state, registry_version } => {
+            Reply::Alive { membership, state, told } => {
                 self.contact = Some(started);
-                self.vitals.saw_registry_version(registry_version);
+                self.remember(&membership, told, started);
                 self.publish(standing_of(membership, state));
                 // the process may have been stopped between asking and hearing, for longer than the answer is good
                 self.fence_if_due();
@@ -156,6 +173,7 @@ impl Heartbeat {
             Reply::Lost { reason } => {
                 warn!(agent = %self.conversation.registration().id(), reason, "lost the place in the registry");
                 self.contact = None;
+                self.grant.store(None);
                 self.publish(Standing::Fenced);
                 // not at once: after a mass death the whole fleet joins again
                 Turn::Next(jittered(self.settings.retry, 0.5))
@@ -185,8 +203,25 @@ impl Heartbeat {
         if self.until_fence() == Some(Duration::ZERO) {
             warn!(agent = %self.conversation.registration().id(), "no contact to the registry: fenced");
             self.contact = None;
+            self.grant.store(None);
             self.publish(Standing::Fenced);
         }
+    }
+
+    /// Keeps what an answer told: versions for those who follow the registry, time and place for tokens.
+    fn remember(&self, membership: &Membership, told: Told, started: Instant) {
+        let registration = self.conversation.registration();
+        self.grant.store(Some(Arc::new(Grant {
+            signer: Arc::clone(&registration.signer),
+            instance: registration.id().instance(),
+            membership: membership.clone(),
+            at: told.database_time,
+        })));
+        self.heard.send_replace(Some(Heard {
+            registry_version: told.registry_version,
+            config_version: told.config_version,
+            asked: started.into_std(),
+        }));
     }
 
     /// Time left until the process must fence itself; none when it is not at work.
@@ -211,6 +246,7 @@ impl Heartbeat {
             Ok(Err(error)) => Some(causes(&error)),
             Err(_) => Some("no answer in time".to_owned()),
         };
+        self.grant.store(None);
         self.publish(Standing::Left);
         let Some(error) = failure else {
             return Ended::Left;

@@ -1,12 +1,20 @@
 //! What a process says about itself when it joins, checked before the database is asked.
 
+use std::sync::Arc;
+
 use cogo_contracts::{AgentId, Endpoint, Location};
 use uuid::Uuid;
+
+use crate::{
+    key::{AgentKey, Proof},
+    token::Signer,
+};
 
 /// Longest name of a domain, a process or the first part of a capability.
 const NAME_LENGTH: usize = 63;
 /// Longest second part of a capability.
 const QUALIFIER_LENGTH: usize = 127;
+const WORD_RULE: &str = "it is word or word:qualifier, the word [a-z][a-z0-9-]{0,62}";
 /// What the database stores of a version number.
 const VERSION_LIMIT: u64 = 1_000_000_000;
 
@@ -39,6 +47,11 @@ pub struct Registration {
     pub(crate) parent: Option<String>,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) location: Location,
+    pub(crate) tags: Vec<String>,
+    pub(crate) carrier: Option<Uuid>,
+    pub(crate) carried: Vec<Registration>,
+    pub(crate) key_proof: Option<Proof>,
+    pub(crate) signer: Arc<Signer>,
 }
 
 impl Registration {
@@ -76,6 +89,11 @@ impl Registration {
             parent: None,
             endpoints: Vec::new(),
             location,
+            tags: Vec::new(),
+            carrier: None,
+            carried: Vec::new(),
+            key_proof: None,
+            signer: Arc::new(Signer::new()),
         })
     }
 
@@ -84,21 +102,51 @@ impl Registration {
     /// # Errors
     /// When it is not `[a-z][a-z0-9-]{0,62}` with, optionally, `:[A-Za-z0-9][A-Za-z0-9_.+/-]{0,126}` behind it.
     pub fn capability(mut self, capability: &str) -> Result<Self, Invalid> {
-        let well_formed = match capability.split_once(':') {
-            None => is_name(capability),
-            Some((word, qualifier)) => is_name(word) && is_qualifier(qualifier),
-        };
-        if !well_formed {
-            return Err(invalid(
-                "capability",
-                capability,
-                "it is word or word:qualifier, the word [a-z][a-z0-9-]{0,62}",
-            ));
+        if !is_word(capability) {
+            return Err(invalid("capability", capability, WORD_RULE));
         }
         if !self.capabilities.iter().any(|known| known == capability) {
             self.capabilities.push(capability.to_owned());
         }
         Ok(self)
+    }
+
+    /// Adds a word to find the agent by, of the same form as a capability.
+    ///
+    /// # Errors
+    /// As [`capability`](Self::capability).
+    pub fn tag(mut self, tag: &str) -> Result<Self, Invalid> {
+        if !is_word(tag) {
+            return Err(invalid("tag", tag, WORD_RULE));
+        }
+        if !self.tags.iter().any(|known| known == tag) {
+            self.tags.push(tag.to_owned());
+        }
+        Ok(self)
+    }
+
+    /// Adds an agent that lives in the same process: it joins after this one, beats with it and ends with it.
+    ///
+    /// Only the [`Heartbeat`](crate::Heartbeat) heeds it. The carried agent is found by others and is active from the
+    /// start, but claims only while this one is active too.
+    #[must_use]
+    pub fn carrying(mut self, other: Self) -> Self {
+        self.carried.push(other);
+        self
+    }
+
+    /// Says in whose process the agent lives; what [`carrying`](Self::carrying) does by itself.
+    #[must_use]
+    pub fn carried_by(mut self, run: Uuid) -> Self {
+        self.carrier = Some(run);
+        self
+    }
+
+    /// Joins with this key, of which only a hash is kept.
+    #[must_use]
+    pub fn key(mut self, key: &AgentKey) -> Self {
+        self.key_proof = Some(key.proof());
+        self
     }
 
     /// Adds an address at which the agent answers.
@@ -128,9 +176,17 @@ impl Registration {
         &self.id
     }
 
-    /// Takes a new instance id, since one that has ended is never used again; answers the old one.
+    /// Takes a new instance id and key, since those that have ended are never used again; answers the old id.
     pub(crate) fn renew(&mut self) -> Uuid {
+        self.signer = Arc::new(Signer::new());
         std::mem::replace(&mut self.id.instance_id, Uuid::now_v7())
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    match text.split_once(':') {
+        None => is_name(text),
+        Some((word, qualifier)) => is_name(word) && is_qualifier(qualifier),
     }
 }
 

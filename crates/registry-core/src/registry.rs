@@ -2,17 +2,25 @@
 
 use std::time::Duration;
 
+use cogo_contracts::AgentState;
 use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
     agents::Agent,
+    change::Change,
+    key::AgentKey,
+    reading,
     registration::Registration,
+    snapshot::Snapshot,
     standing::Membership,
-    store::{self, Beat, RegisterRow},
-    usage::Usage,
+    store::{self, Beat, RegisterRow, Stats},
+    target::Target,
 };
+
+/// The SQLSTATE by which the database refuses a key: invalid authorization specification.
+const WRONG_KEY: &str = "28000";
 
 /// Why the registry could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +39,31 @@ pub enum Error {
     Ended {
         /// The run.
         instance_id: Uuid,
+    },
+    /// The agent in whose process it wants to live is not there, or lives in another's itself.
+    #[error("The carrier of instance {instance_id} is not in the registry")]
+    CarrierGone {
+        /// The run that wanted to join.
+        instance_id: Uuid,
+    },
+    /// The name joins with a key only, and none or a wrong one was shown.
+    #[error("The registry refuses the agent key")]
+    KeyRefused,
+    /// No agent of this id, or no living one in this slot.
+    #[error("No agent {target}")]
+    NoSuchAgent {
+        /// What was asked for.
+        target: String,
+    },
+    /// The agent is in a state from which that is not possible.
+    #[error("Cannot {wish} {holder}, which is {state}")]
+    NotAllowed {
+        /// suspend, resume or drain.
+        wish: &'static str,
+        /// The agent.
+        holder: String,
+        /// The state that it is in.
+        state: String,
     },
     /// A row holds what this build does not know.
     #[error("Unexpected value in registry.{column} of instance {instance_id}")]
@@ -55,6 +88,19 @@ pub struct SweepOutcome {
     pub held_back: i32,
     /// Messages taken from the dead and queued again.
     pub requeued: i32,
+}
+
+/// What became of an order to an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ordered {
+    /// The agent.
+    pub membership: Membership,
+    /// Its state before; the same as now if it had been there already.
+    pub before: AgentState,
+    /// Its state now.
+    pub state: AgentState,
+    /// Version of the registry in which that stands.
+    pub registry_version: i64,
 }
 
 /// The registry on a pool.
@@ -89,7 +135,7 @@ impl Registry {
     }
 
     async fn join(&self, registration: &Registration, previous: Option<Uuid>) -> Result<Membership, Error> {
-        let row = store::register(&self.pool, registration, previous).await.map_err(Error::Database)?;
+        let row = store::register(&self.pool, registration, previous).await.map_err(registering)?;
         joined(row, registration.id.instance_id)
     }
 
@@ -98,31 +144,51 @@ impl Registry {
     /// # Errors
     /// [`Error::Ended`] for a run that is no longer there; [`Error::Database`].
     pub async fn activate(&self, instance_id: Uuid) -> Result<(), Error> {
-        still_there(store::activate(&self.pool, instance_id).await, instance_id)
+        match store::activate(&self.pool, instance_id).await.map_err(Error::Database)?.as_deref() {
+            None | Some("terminated") => Err(Error::Ended { instance_id }),
+            Some(_) => Ok(()),
+        }
     }
 
-    /// Tells a run to claim nothing until it is resumed.
+    /// Tells an agent to claim nothing until it is resumed. It stays in the registry and goes on beating.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate).
-    pub async fn suspend(&self, instance_id: Uuid) -> Result<(), Error> {
-        still_there(store::suspend(&self.pool, instance_id).await, instance_id)
+    /// [`Error::NoSuchAgent`]; [`Error::NotAllowed`] for one that is not active; [`Error::Database`].
+    pub async fn suspend(&self, target: impl Into<Target>) -> Result<Ordered, Error> {
+        self.order("suspend", target.into()).await
     }
 
-    /// Lets a suspended run claim again.
+    /// Lets a suspended agent claim again.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate).
-    pub async fn resume(&self, instance_id: Uuid) -> Result<(), Error> {
-        still_there(store::resume(&self.pool, instance_id).await, instance_id)
+    /// [`Error::NoSuchAgent`]; [`Error::NotAllowed`] for one that is not suspended; [`Error::Database`].
+    pub async fn resume(&self, target: impl Into<Target>) -> Result<Ordered, Error> {
+        self.order("resume", target.into()).await
     }
 
-    /// Tells a run to finish what it has and to leave.
+    /// Tells an agent to finish what it has and to leave; its process then ends.
     ///
     /// # Errors
-    /// As [`activate`](Self::activate).
-    pub async fn drain(&self, instance_id: Uuid) -> Result<(), Error> {
-        still_there(store::drain(&self.pool, instance_id).await, instance_id)
+    /// [`Error::NoSuchAgent`]; [`Error::NotAllowed`] for one that has ended; [`Error::Database`].
+    pub async fn drain(&self, target: impl Into<Target>) -> Result<Ordered, Error> {
+        self.order("drain", target.into()).await
+    }
+
+    async fn order(&self, wish: &'static str, target: Target) -> Result<Ordered, Error> {
+        let row = store::order(&self.pool, wish, &target).await.map_err(Error::Database)?;
+        let Some(row) = row else {
+            return Err(Error::NoSuchAgent { target: target.to_string() });
+        };
+        if !row.accepted {
+            return Err(Error::NotAllowed { wish, holder: row.holder, state: row.state });
+        }
+        let state = |name: &str| {
+            let unexpected = Error::Unexpected { column: "agents.state", instance_id: row.run };
+            AgentState::from_name(name).ok_or(unexpected)
+        };
+        let (before, state) = (state(&row.before)?, state(&row.state)?);
+        let membership = Membership { instance_id: row.run, holder: row.holder, epoch: row.epoch };
+        Ok(Ordered { membership, before, state, registry_version: row.registry_version })
     }
 
     /// One sign of life; `sequence` grows with each.
@@ -136,7 +202,7 @@ impl Registry {
             sequence,
             ready: true,
             in_flight,
-            usage: Usage::default(),
+            stats: Stats::default(),
         };
         let row = store::beat(&self.pool, beat).await.map_err(Error::Database)?;
         if row.outcome == "alive" { Ok(()) } else { Err(Error::Ended { instance_id: membership.instance_id }) }
@@ -192,6 +258,42 @@ impl Registry {
         rows.into_iter().map(Agent::try_from).collect()
     }
 
+    /// Up to `most` changes after a version, oldest first; what was said of runs that have been forgotten is gone.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; [`Error::Unexpected`].
+    pub async fn log(&self, after: i64, most: u32) -> Result<Vec<Change>, Error> {
+        reading::log(&self.pool, after, i64::from(most)).await
+    }
+
+    /// The living agents at one version, read from the database; a [`Follower`](crate::Follower) keeps such a copy
+    /// current.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; [`Error::Unexpected`].
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        Ok(reading::whole(&self.pool, &Snapshot::default()).await?.snapshot)
+    }
+
+    /// Makes a key by which a process of this name may join; from now on the name joins with a key only.
+    ///
+    /// # Errors
+    /// [`Error::Database`], also for a name or label that the database refuses.
+    pub async fn issue_key(&self, name: &str, label: &str) -> Result<(Uuid, AgentKey), Error> {
+        let key = AgentKey::generate();
+        let hash = key.proof().hash();
+        let key_id = store::issue_key(&self.pool, name, &hash, label).await.map_err(Error::Database)?;
+        Ok((key_id, key))
+    }
+
+    /// Takes a key back; who is in stays in. False if it opened nothing before.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn revoke_key(&self, key_id: Uuid) -> Result<bool, Error> {
+        store::revoke_key(&self.pool, key_id).await.map_err(Error::Database)
+    }
+
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
     }
@@ -202,16 +304,16 @@ pub(crate) fn joined(row: RegisterRow, instance_id: Uuid) -> Result<Membership, 
     match row.outcome.as_str() {
         "registered" | "known" => Ok(Membership { instance_id, holder: row.holder, epoch: row.epoch }),
         "occupied" => Err(Error::Occupied { by: row.holder }),
+        "carrier_gone" => Err(Error::CarrierGone { instance_id }),
         "ended" => Err(Error::Ended { instance_id }),
         _ => Err(Error::Unexpected { column: "register.outcome", instance_id }),
     }
 }
 
-fn still_there(answer: Result<Option<String>, sqlx::Error>, instance_id: Uuid) -> Result<(), Error> {
-    match answer.map_err(Error::Database)?.as_deref() {
-        None | Some("terminated") => Err(Error::Ended { instance_id }),
-        Some(_) => Ok(()),
-    }
+/// A refusal of a key is told apart from a database that does not answer.
+pub(crate) fn registering(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|refusal| refusal.code());
+    if code.as_deref() == Some(WRONG_KEY) { Error::KeyRefused } else { Error::Database(error) }
 }
 
 fn milliseconds(duration: Duration) -> i64 {

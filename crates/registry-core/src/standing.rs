@@ -1,12 +1,19 @@
 //! Where a process stands in the registry, as its parts see it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Instant,
 };
 
-use tokio::sync::watch;
+use arc_swap::ArcSwapOption;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
+
+use crate::token::Grant;
 
 /// One run's place in the fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +82,19 @@ impl Standing {
 pub struct Vitals {
     ready: AtomicBool,
     in_flight: AtomicU32,
-    registry_version: AtomicI64,
+    /// By `name/slot`.
+    carried: Mutex<BTreeMap<String, u32>>,
+}
+
+/// What the registry told when it was last asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// Newest version of the registry.
+    pub registry_version: i64,
+    /// Newest version of the configuration; none in the answer to joining.
+    pub config_version: Option<i64>,
+    /// When it was asked; the versions were the newest at some moment after that.
+    pub asked: Instant,
 }
 
 impl Vitals {
@@ -89,10 +108,14 @@ impl Vitals {
         self.in_flight.store(messages, Ordering::Relaxed);
     }
 
-    pub(crate) fn saw_registry_version(&self, version: Option<i64>) {
-        if let Some(version) = version {
-            self.registry_version.fetch_max(version, Ordering::Relaxed);
-        }
+    /// Says how many messages an agent in this process (`name/slot`) works on.
+    pub fn set_carried_in_flight(&self, instance: &str, messages: u32) {
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        carried.insert(instance.to_owned(), messages);
+    }
+
+    pub(crate) fn carried(&self) -> BTreeMap<String, u32> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn ready(&self) -> bool {
@@ -118,6 +141,9 @@ pub struct Member {
     pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) wanted: Arc<watch::Sender<Wanted>>,
     pub(crate) vitals: Arc<Vitals>,
+    pub(crate) heard: watch::Receiver<Option<Heard>>,
+    pub(crate) grant: Arc<ArcSwapOption<Grant>>,
+    pub(crate) nudge: Arc<Notify>,
 }
 
 impl Member {
@@ -143,10 +169,28 @@ impl Member {
         &self.vitals
     }
 
+    /// What each answer of the registry tells, such as the newest versions.
+    #[must_use]
+    pub fn heard(&self) -> watch::Receiver<Option<Heard>> {
+        self.heard.clone()
+    }
+
     /// Newest version of the registry that a beat has told of, 0 before the first.
     #[must_use]
     pub fn registry_version(&self) -> i64 {
-        self.vitals.registry_version.load(Ordering::Relaxed)
+        self.heard.borrow().map_or(0, |heard| heard.registry_version)
+    }
+
+    /// A token that says who this process is, for one audience. It ends a minute after the last good beat; none while
+    /// the process has no place in the fleet.
+    #[must_use]
+    pub fn token(&self, audience: &str) -> Option<String> {
+        Some(self.grant.load().as_deref()?.token(audience))
+    }
+
+    /// Asks the registry now rather than at the next beat, since a refusal hints that the standing has changed.
+    pub fn ask_now(&self) {
+        self.nudge.notify_one();
     }
 
     fn want(&self, wish: Wanted) {

@@ -1,9 +1,19 @@
 //! The SQL of the registry; every statement runs on the connection or pool that the caller gives.
 
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::{PgExecutor, types::Json};
 use uuid::Uuid;
 
-use crate::{agents::AgentRow, registration::Registration, registry::SweepOutcome, usage::Usage};
+use crate::{
+    agents::AgentRow,
+    registration::Registration,
+    registry::SweepOutcome,
+    target::{Target, Whom},
+    usage::Usage,
+};
 
 /// Answer of `registry.register`.
 #[derive(Debug, sqlx::FromRow)]
@@ -12,6 +22,8 @@ pub(crate) struct RegisterRow {
     pub(crate) epoch: i64,
     pub(crate) holder: String,
     pub(crate) state: String,
+    pub(crate) registry_version: i64,
+    pub(crate) database_time: DateTime<Utc>,
 }
 
 /// Answer of `registry.beat`.
@@ -21,17 +33,39 @@ pub(crate) struct BeatRow {
     pub(crate) state: Option<String>,
     pub(crate) end_reason: Option<String>,
     pub(crate) registry_version: i64,
+    pub(crate) config_version: i64,
+    pub(crate) database_time: DateTime<Utc>,
+}
+
+/// Answer of `registry.order_state`.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct OrderRow {
+    pub(crate) run: Uuid,
+    pub(crate) holder: String,
+    pub(crate) epoch: i64,
+    pub(crate) before: String,
+    pub(crate) state: String,
+    pub(crate) accepted: bool,
+    pub(crate) registry_version: i64,
 }
 
 /// One beat.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Beat {
     pub(crate) instance_id: Uuid,
     pub(crate) epoch: i64,
     pub(crate) sequence: i64,
     pub(crate) ready: bool,
     pub(crate) in_flight: i32,
+    pub(crate) stats: Stats,
+}
+
+/// What a beat tells beside the counters.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Stats {
+    #[serde(flatten)]
     pub(crate) usage: Usage,
+    pub(crate) carried: BTreeMap<String, u32>,
 }
 
 pub(crate) async fn register(
@@ -41,10 +75,11 @@ pub(crate) async fn register(
 ) -> Result<RegisterRow, sqlx::Error> {
     sqlx::query_as(
         "
-        select r.outcome, r.epoch, r.holder, r.state
+        select r.outcome, r.epoch, r.holder, r.state, r.registry_version, r.database_time
           from registry.register(
             instance_id => $1, domain => $2, name => $3, slot => $4, version => $5, capabilities => $6,
-            location => $7, endpoints => $8, level => $9, parent => $10, previous => $11) as r
+            location => $7, endpoints => $8, level => $9, parent => $10, previous => $11, tags => $12,
+            carrier => $13, public_key => $14, key_proof => $15) as r
         ",
     )
     .bind(registration.id.instance_id)
@@ -58,6 +93,10 @@ pub(crate) async fn register(
     .bind(registration.level as i32)
     .bind(&registration.parent)
     .bind(previous)
+    .bind(&registration.tags)
+    .bind(registration.carrier)
+    .bind(registration.signer.public_key().to_vec())
+    .bind(registration.key_proof.map(|proof| proof.0.to_vec()))
     .fetch_one(executor)
     .await
 }
@@ -65,7 +104,7 @@ pub(crate) async fn register(
 pub(crate) async fn beat(executor: impl PgExecutor<'_>, beat: Beat) -> Result<BeatRow, sqlx::Error> {
     sqlx::query_as(
         "
-        select b.outcome, b.state, b.end_reason, b.registry_version
+        select b.outcome, b.state, b.end_reason, b.registry_version, b.config_version, b.database_time
           from registry.beat($1, $2, $3, $4, $5, $6) as b
         ",
     )
@@ -74,7 +113,7 @@ pub(crate) async fn beat(executor: impl PgExecutor<'_>, beat: Beat) -> Result<Be
     .bind(beat.sequence)
     .bind(beat.ready)
     .bind(beat.in_flight)
-    .bind(Json(beat.usage))
+    .bind(Json(beat.stats))
     .fetch_one(executor)
     .await
 }
@@ -83,16 +122,50 @@ pub(crate) async fn activate(executor: impl PgExecutor<'_>, instance: Uuid) -> R
     sqlx::query_scalar("select registry.activate($1)").bind(instance).fetch_one(executor).await
 }
 
-pub(crate) async fn suspend(executor: impl PgExecutor<'_>, instance: Uuid) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("select registry.suspend($1)").bind(instance).fetch_one(executor).await
-}
-
-pub(crate) async fn resume(executor: impl PgExecutor<'_>, instance: Uuid) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar("select registry.resume($1)").bind(instance).fetch_one(executor).await
-}
-
 pub(crate) async fn drain(executor: impl PgExecutor<'_>, instance: Uuid) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar("select registry.drain($1)").bind(instance).fetch_one(executor).await
+}
+
+pub(crate) async fn order(
+    executor: impl PgExecutor<'_>,
+    wish: &str,
+    target: &Target,
+) -> Result<Option<OrderRow>, sqlx::Error> {
+    let (run, name, slot) = match &target.whom {
+        Whom::Run(run) => (Some(*run), None, None),
+        Whom::Slot(name, slot) => (None, Some(name.as_str()), Some(*slot)),
+    };
+    sqlx::query_as(
+        "
+        select o.run, o.holder, o.epoch, o.before, o.state, o.accepted, o.registry_version
+          from registry.order_state($1, $2, $3, $4, $5) as o
+        ",
+    )
+    .bind(wish)
+    .bind(run)
+    .bind(name)
+    .bind(slot)
+    .bind(&target.reason)
+    .fetch_optional(executor)
+    .await
+}
+
+pub(crate) async fn issue_key(
+    executor: impl PgExecutor<'_>,
+    name: &str,
+    proof_hash: &[u8],
+    label: &str,
+) -> Result<Uuid, sqlx::Error> {
+    sqlx::query_scalar("select registry.issue_key($1, $2, $3)")
+        .bind(name)
+        .bind(proof_hash)
+        .bind(label)
+        .fetch_one(executor)
+        .await
+}
+
+pub(crate) async fn revoke_key(executor: impl PgExecutor<'_>, key_id: Uuid) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select registry.revoke_key($1)").bind(key_id).fetch_one(executor).await
 }
 
 pub(crate) async fn deregister(
@@ -134,10 +207,13 @@ pub(crate) async fn living(executor: impl PgExecutor<'_>) -> Result<Vec<AgentRow
         "
         select a.instance_id, a.domain, a.name, a.slot, a.epoch, a.version, a.state, a.holder, a.capabilities,
                a.location, a.endpoints, a.level, a.parent, a.registered_at, a.ended_at, a.end_reason,
-               (extract(epoch from clock_timestamp() - b.beat_at) * 1000)::bigint as beat_age_ms,
-               b.ready, b.in_flight, b.cpu_cores, b.memory_bytes
+               (extract(epoch from clock_timestamp() - b.beat_at) * 1000)::bigint as beat_age_ms, b.ready,
+               case when a.carrier is null then b.in_flight
+                    else coalesce((b.carried ->> (a.name || '/' || a.slot))::integer, 0) end as in_flight,
+               case when a.carrier is null then b.cpu_cores end as cpu_cores,
+               case when a.carrier is null then b.memory_bytes end as memory_bytes
           from registry.agents a
-          left join registry.beats b on b.instance_id = a.instance_id
+          left join registry.beats b on b.instance_id = coalesce(a.carrier, a.instance_id)
          where a.state <> 'terminated'
          order by a.name, a.slot
         ",
@@ -169,10 +245,13 @@ pub(crate) async fn discover(executor: impl PgExecutor<'_>, capability: &str) ->
         "
         select a.instance_id, a.domain, a.name, a.slot, a.epoch, a.version, a.state, a.holder, a.capabilities,
                a.location, a.endpoints, a.level, a.parent, a.registered_at, a.ended_at, a.end_reason,
-               (extract(epoch from clock_timestamp() - b.beat_at) * 1000)::bigint as beat_age_ms,
-               b.ready, b.in_flight, b.cpu_cores, b.memory_bytes
+               (extract(epoch from clock_timestamp() - b.beat_at) * 1000)::bigint as beat_age_ms, b.ready,
+               case when a.carrier is null then b.in_flight
+                    else coalesce((b.carried ->> (a.name || '/' || a.slot))::integer, 0) end as in_flight,
+               case when a.carrier is null then b.cpu_cores end as cpu_cores,
+               case when a.carrier is null then b.memory_bytes end as memory_bytes
           from registry.agents a
-          join registry.beats b on b.instance_id = a.instance_id
+          join registry.beats b on b.instance_id = coalesce(a.carrier, a.instance_id)
          where a.state = 'active' and a.state <> 'terminated' and a.capabilities @> array[$1]
          order by a.name, a.slot
         ",

@@ -3,10 +3,22 @@
 
 mod it {
     //! One module per family of behaviour.
+    mod breakers;
+    mod carried;
+    mod config;
+    mod credentials;
+    mod epochs;
     mod fleet;
     mod heartbeat;
+    mod kv;
     mod lifecycle;
+    mod matrix;
+    mod orders;
     mod outage;
+    mod pools;
+    mod replay;
+    mod routing;
     mod slots;
     mod sweep;
+    mod view;
 }

@@ -50,7 +50,7 @@ impl Running {
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test has no task tracker of a service")]
-fn spawn(run: impl Future<Output = Ended> + Send + 'static) -> JoinHandle<Ended> {
+pub(crate) fn spawn<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(run)
 }
 
@@ -74,25 +74,13 @@ async fn a_process_joins_works_drains_and_leaves() {
     let agent = registry.list().await.unwrap().remove(0);
     assert!(agent.ready && agent.in_flight == 3 && agent.memory_bytes > Some(0), "{agent:?}");
 
+    let message = claimed_by(&database.pool, &membership.holder).await;
     running.member.drain();
     running.until("draining", |standing| matches!(standing, Standing::Draining(_))).await;
-    let message = claimed_by_force(&database.pool, &membership).await;
     running.token.cancel();
     assert_eq!(running.task.await.unwrap(), Ended::Left);
     assert_eq!(state(&database.pool, &membership).await, "terminated");
     assert_eq!(status(&database.pool, message).await, "queued");
-}
-
-/// A claim from before the draining, as far as the table can tell.
-async fn claimed_by_force(pool: &sqlx::PgPool, membership: &Membership) -> uuid::Uuid {
-    let message = claimed_by(pool, "elsewhere").await;
-    sqlx::query("update public.agent_messages set claimed_by = $2 where id = $1")
-        .bind(message)
-        .bind(&membership.holder)
-        .execute(pool)
-        .await
-        .unwrap();
-    message
 }
 
 #[tokio::test]

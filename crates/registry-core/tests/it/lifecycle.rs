@@ -228,9 +228,9 @@ async fn replaying_the_log_gives_the_living() {
         let chosen = &members[usize::try_from(roll(members.len() as u64)).unwrap()];
         let instance = chosen.instance_id;
         let _refused = match roll(7) {
-            0 => registry.suspend(instance).await,
-            1 => registry.resume(instance).await,
-            2 => registry.drain(instance).await,
+            0 => registry.suspend(instance).await.map(|_| ()),
+            1 => registry.resume(instance).await.map(|_| ()),
+            2 => registry.drain(instance).await.map(|_| ()),
             3 => registry.deregister(instance, "walk").await.map(|_| ()),
             _ => registry.activate(instance).await,
         };

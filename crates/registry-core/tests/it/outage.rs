@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::time::timeout;
 
 use super::{
-    fleet::{claimed_by, last_beat, state, status},
+    fleet::{active, claimed_by, last_beat, state, status},
     heartbeat::Running,
 };
 
@@ -125,6 +125,53 @@ async fn a_connection_that_hangs_is_replaced_before_the_process_has_to_fence_its
     signal("-CONT", beating);
     running.token.cancel();
     assert_eq!(running.task.await.unwrap(), Ended::Left);
+}
+
+#[tokio::test]
+async fn a_database_that_stood_still_declares_nobody_dead() {
+    let cluster = private_cluster().await;
+    let registry = Registry::new(cluster.pool.clone());
+    // too few for the guard against mass death
+    let members = [active(&registry, "rag-embed", 0).await, active(&registry, "rag-embed", 1).await];
+    let sequence = std::cell::Cell::new(0);
+    let beat = async || {
+        sequence.set(sequence.get() + 1);
+        for member in &members {
+            registry.beat(member, sequence.get(), 0).await.unwrap();
+        }
+    };
+    let (suspect_after, dead_after) = (Duration::from_secs(4), Duration::from_secs(5));
+    let up_for_longer = "select registry.database_up_for() > interval '6 s'";
+    let grown_up = async {
+        while !sqlx::query_scalar::<_, bool>(up_for_longer).fetch_one(&cluster.pool).await.unwrap() {
+            beat().await;
+            assert_eq!(registry.sweep(suspect_after, dead_after).await.unwrap().died, 0);
+        }
+    };
+    timeout(Duration::from_secs(60), grown_up).await.expect("the database has been up for longer than death takes");
+
+    stand_still(cluster.cluster.postmaster_pid().unwrap(), Duration::from_secs(6));
+    let first = registry.sweep(suspect_after, dead_after).await.unwrap();
+    assert_eq!((first.suspected, first.died, first.held_back), (0, 0, 2), "they had no chance to beat");
+    beat().await;
+    let second = registry.sweep(suspect_after, dead_after).await.unwrap();
+    assert_eq!((second.suspected, second.died, second.held_back), (0, 0, 0));
+    for member in &members {
+        assert_eq!(state(&cluster.pool, member).await, "active");
+    }
+}
+
+/// Stops every process of the server for a while, as a machine does that is moved or out of memory.
+fn stand_still(postmaster: i32, pause: Duration) {
+    let children = |name: &str| {
+        let status = std::process::Command::new("pkill").args([name, "-P", &postmaster.to_string()]).status().unwrap();
+        assert!(status.success(), "pkill {name} -P {postmaster}");
+    };
+    signal("-STOP", postmaster);
+    children("-STOP");
+    std::thread::sleep(pause);
+    children("-CONT");
+    signal("-CONT", postmaster);
 }
 
 fn signal(name: &str, pid: i32) {

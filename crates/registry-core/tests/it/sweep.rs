@@ -179,6 +179,63 @@ async fn most_of_the_fleet_silent_at_once_is_held_back_for_one_period() {
     assert_eq!(state(&database.pool, &silent[0]).await, "active");
 }
 
+/// Makes it look as if nobody had swept for this long, or as if the grace had begun that long ago.
+async fn last_sweep(pool: &PgPool, ago: Duration) {
+    sqlx::query(
+        "update registry.sweeper set swept_at = swept_at - $1 * interval '1 second',
+                grace_until = grace_until - $1 * interval '1 second'",
+    )
+    .bind(ago.as_secs_f64())
+    .execute(pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_sweep_that_is_late_itself_judges_nobody_before_they_could_beat() {
+    let database = database().await;
+    let (registry, [fresh, late, silent]) = three(&database).await;
+    let (suspect_after, dead_after) = thresholds(&database.pool).await;
+    keep_fresh(&database.pool, &fresh).await;
+    keep_fresh(&database.pool, &late).await;
+    keep_fresh(&database.pool, &silent).await;
+    registry.sweep(suspect_after, dead_after).await.unwrap();
+    last_sweep(&database.pool, LONG_AGO).await;
+    last_beat(&database.pool, &late, suspect_after.mul_f64(1.1)).await;
+    last_beat(&database.pool, &silent, LONG_AGO).await;
+    for _ in 0..2 {
+        let outcome = registry.sweep(suspect_after, dead_after).await.unwrap();
+        assert_eq!((outcome.suspected, outcome.died, outcome.held_back), (0, 0, 1));
+    }
+    let told: i64 = sqlx::query_scalar("select count(*) from public.bus_events where kind = 'sweep_was_late'")
+        .fetch_one(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(told, 1);
+
+    // the grace is over, and sweeps are regular again
+    sqlx::query("update registry.sweeper set grace_until = swept_at").execute(&database.pool).await.unwrap();
+    let outcome = registry.sweep(suspect_after, dead_after).await.unwrap();
+    assert_eq!((outcome.suspected, outcome.died, outcome.held_back), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn a_pause_of_everything_kills_nobody_who_beats_afterwards() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    // too few for the guard against mass death
+    let member = active(&registry, "rag-embed", 0).await;
+    let (suspect_after, dead_after) = thresholds(&database.pool).await;
+    registry.sweep(suspect_after, dead_after).await.unwrap();
+    last_sweep(&database.pool, LONG_AGO).await;
+    last_beat(&database.pool, &member, LONG_AGO).await;
+    assert_eq!(registry.sweep(suspect_after, dead_after).await.unwrap().died, 0);
+    registry.beat(&member, 1, 0).await.unwrap();
+    sqlx::query("update registry.sweeper set grace_until = swept_at").execute(&database.pool).await.unwrap();
+    assert_eq!(registry.sweep(suspect_after, dead_after).await.unwrap().died, 0);
+    assert_eq!(state(&database.pool, &member).await, "active");
+}
+
 #[tokio::test]
 async fn a_claim_that_commits_after_the_end_of_its_holder_is_taken_back() {
     let database = database().await;

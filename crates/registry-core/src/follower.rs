@@ -1,0 +1,258 @@
+//! The task that keeps a process's copy of the registry current.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    types::Json,
+};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{
+    change::Change,
+    reading::{self, BeatLoad},
+    registry::{Error, Registry},
+    snapshot::Snapshot,
+    standing::{Heard, Member},
+    view::{Published, View, ViewSettings},
+};
+
+/// The channel on which each change of membership tells its version.
+const CHANNEL: &str = "registry_changed";
+
+/// Follows the registry over a connection of its own: by notifications, by the versions that beats tell of, by looking
+/// every few seconds, and by starting over whenever the connection was lost.
+#[derive(Debug)]
+pub struct Follower {
+    view: View,
+    options: PgConnectOptions,
+    heard: Option<watch::Receiver<Option<Heard>>>,
+    /// Snapshots that readers may still hold: freed here, so that no lookup pays for it.
+    retired: Vec<Arc<Published>>,
+}
+
+/// Why the follower looks up from waiting.
+enum Reason {
+    Change,
+    Confirm,
+    Loads,
+}
+
+impl Follower {
+    /// Prepares the task and the handle on its copy; nothing is read before [`run`](Self::run).
+    #[must_use]
+    pub fn new(registry: &Registry, settings: ViewSettings) -> (Self, View) {
+        let milliseconds = settings.deadline.as_millis().max(1);
+        let options = registry.pool().connect_options().as_ref().clone().options([("statement_timeout", milliseconds)]);
+        let view = View::new(settings);
+        (Self { view: view.clone(), options, heard: None, retired: Vec::new() }, view)
+    }
+
+    /// Also heeds the version that each answer to a beat of this member carries.
+    #[must_use]
+    pub fn fed_by(mut self, member: &Member) -> Self {
+        self.heard = Some(member.heard());
+        self
+    }
+
+    /// Follows until the token is cancelled. No failure of the database ends it; lookups are refused once the copy is
+    /// too old.
+    pub async fn run(mut self, token: CancellationToken) {
+        let settings = self.view.0.settings.clone();
+        let mut pause = settings.reconnect.0;
+        loop {
+            let broken = tokio::select! {
+                () = token.cancelled() => return,
+                broken = self.follow(&mut pause) => broken,
+            };
+            warn!(error = %Causes(&broken), retry_ms = pause.as_millis(), "following the registry broke off");
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(settings.reconnect.1);
+        }
+    }
+
+    async fn follow(&mut self, pause: &mut Duration) -> Error {
+        match self.follow_until_broken(pause).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn follow_until_broken(&mut self, pause: &mut Duration) -> Result<std::convert::Infallible, Error> {
+        let mut listener = self.connect().await?;
+        // listening first: what changes from here on is told, what changed before is read now
+        let mut asked = self.catch_up(&mut listener).await?;
+        self.read_loads(&mut listener).await?;
+        let mut loads_read = Instant::now();
+        *pause = self.view.0.settings.reconnect.0;
+        info!(version = self.view.version(), "following the registry");
+        loop {
+            match self.wait(&mut listener, asked, loads_read).await? {
+                Reason::Change | Reason::Confirm => asked = self.catch_up(&mut listener).await?,
+                Reason::Loads => {
+                    self.view.0.loads_wanted.store(false, Ordering::Relaxed);
+                    self.read_loads(&mut listener).await?;
+                    loads_read = Instant::now();
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<PgListener, Error> {
+        let one = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .acquire_timeout(self.view.0.settings.deadline)
+            .connect_lazy_with(self.options.clone());
+        let mut listener = PgListener::connect_with(&one).await.map_err(Error::Database)?;
+        // a silent reconnect would hide the gap that has to be caught up
+        listener.eager_reconnect(false);
+        listener.listen(CHANNEL).await.map_err(Error::Database)?;
+        Ok(listener)
+    }
+
+    async fn wait(&mut self, listener: &mut PgListener, asked: Instant, loads_read: Instant) -> Result<Reason, Error> {
+        let settings = &self.view.0.settings;
+        loop {
+            let confirm_at = asked + settings.confirm_every;
+            let loads_at = loads_read + settings.load_every;
+            let loads = async {
+                tokio::time::sleep_until(loads_at.into()).await;
+                while !self.view.0.loads_wanted.load(Ordering::Relaxed) {
+                    tokio::time::sleep(LOADS_RECHECK).await;
+                }
+            };
+            tokio::select! {
+                told = listener.try_recv() => {
+                    let Some(told) = told.map_err(Error::Database)? else {
+                        return Err(Error::Database(sqlx::Error::PoolClosed));
+                    };
+                    // several changes are often read at once, and then most of the notifications are old news
+                    if told.payload().parse::<i64>().is_ok_and(|version| version > self.view.version()) {
+                        return Ok(Reason::Change);
+                    }
+                }
+                () = self.view.0.heard.notified() => return Ok(Reason::Change),
+                heard = next_heard(&mut self.heard) => self.view.heard_of(heard.registry_version, heard.asked),
+                () = tokio::time::sleep_until(confirm_at.into()) => return Ok(Reason::Confirm),
+                () = loads => return Ok(Reason::Loads),
+            }
+        }
+    }
+
+    /// Brings the copy to the newest version; answers when the database was asked for it.
+    async fn catch_up(&mut self, listener: &mut PgListener) -> Result<Instant, Error> {
+        let shared = Arc::clone(&self.view.0);
+        let asked = Instant::now();
+        let current = shared.current.load_full();
+        let newer = if current.snapshot.version() == 0 {
+            None
+        } else {
+            let most = shared.settings.most_changes;
+            let news =
+                in_time(&shared.settings, reading::changes(&mut *listener, current.snapshot.version(), most)).await?;
+            shared.saw_time(news.database_time, asked);
+            if news.registry_version == current.snapshot.version() {
+                shared.confirm(asked);
+                return Ok(asked);
+            }
+            advanced(&current.snapshot, news.registry_version, &news.changes)
+        };
+        let (snapshot, asked) = match newer {
+            Some(snapshot) => (snapshot, asked),
+            None => {
+                // the log has been shortened, or the copy is too far behind, or ahead of a restored database
+                let asked = Instant::now();
+                let whole = in_time(&shared.settings, reading::whole(&mut *listener, &current.snapshot)).await?;
+                shared.saw_time(whole.database_time, asked);
+                debug!(version = whole.snapshot.version(), agents = whole.snapshot.len(), "read the whole registry");
+                (whole.snapshot, asked)
+            }
+        };
+        drop(current);
+        self.retired.push(shared.publish(snapshot, asked));
+        self.retired.retain(|old| Arc::strong_count(old) > 1);
+        Ok(asked)
+    }
+
+    async fn read_loads(&self, listener: &mut PgListener) -> Result<(), Error> {
+        let loads = in_time(&self.view.0.settings, reading::loads(&mut *listener)).await?;
+        let current = self.view.0.current.load_full();
+        let mut carried: HashMap<String, u32> = HashMap::new();
+        for BeatLoad { instance_id, ready, in_flight, carried: Json(of_process) } in loads {
+            if let Some(entry) = current.snapshot.run(instance_id) {
+                entry.load.saw(u32::try_from(in_flight).unwrap_or(0), ready);
+            }
+            carried.extend(of_process);
+        }
+        for (instance, in_flight) in carried {
+            if let Some(entry) = current.snapshot.owner(&instance) {
+                entry.load.saw(in_flight, true);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often it is looked whether somebody chooses by load again.
+const LOADS_RECHECK: Duration = Duration::from_millis(200);
+
+/// The snapshot that the changes lead to, if they lead to that version without a gap.
+fn advanced(snapshot: &Snapshot, version: i64, changes: &[Change]) -> Option<Snapshot> {
+    if version < snapshot.version() {
+        return None;
+    }
+    let mut newer = snapshot.clone();
+    match newer.apply(changes) {
+        Ok(()) if newer.version() == version => Some(newer),
+        Ok(()) => None,
+        Err(gap) => {
+            debug!(%gap, "the log has a gap");
+            None
+        }
+    }
+}
+
+async fn next_heard(heard: &mut Option<watch::Receiver<Option<Heard>>>) -> Heard {
+    if let Some(receiver) = heard {
+        while receiver.changed().await.is_ok() {
+            if let Some(heard) = *receiver.borrow_and_update() {
+                return heard;
+            }
+        }
+    }
+    // the member is gone: notifications and looking every few seconds remain
+    *heard = None;
+    std::future::pending().await
+}
+
+async fn in_time<T>(settings: &ViewSettings, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match timeout(settings.deadline, answer).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::Database(sqlx::Error::PoolTimedOut)),
+    }
+}
+
+struct Causes<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Causes<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(formatter, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
