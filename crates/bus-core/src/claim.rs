@@ -179,7 +179,7 @@ impl Bus {
         Ok(claimed)
     }
 
-    /// How long until the next delayed message of a route is due; none if none waits.
+    /// How long until the next delayed message of a route is due or a rate lets one start; none if nothing waits for time.
     ///
     /// # Errors
     /// When the database does not answer.

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use cogo_contracts::{DeadLetter, Route, Tenant};
+use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -43,6 +44,16 @@ impl TryFrom<DeadLetterRow> for DeadLetter {
     }
 }
 
+/// A dead letter and the message that was sent in its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, sqlx::FromRow)]
+pub struct Replayed {
+    /// The dead letter.
+    pub dead_letter: Uuid,
+    /// The message that runs it again.
+    #[serde(rename = "replay")]
+    pub id: Uuid,
+}
+
 impl Bus {
     /// The newest dead letters, those that were replayed included.
     ///
@@ -50,14 +61,16 @@ impl Bus {
     /// When the database does not answer.
     pub async fn dead_letters(&self, limit: u32) -> Result<Vec<DeadLetter>, Error> {
         let rows: Vec<DeadLetterRow> = sqlx::query_as(
-            "select m.id, m.root_id, m.service, m.role, m.shard, m.tenant, m.attempts, m.error,
-                    m.done_at as failed_at,
-                    (select r.id from public.agent_messages r where r.replay_of = m.id order by r.id desc limit 1)
-                      as replayed_by
-               from public.agent_messages m
-              where m.status = 'failed'
-              order by m.done_at desc
-              limit $1",
+            "select d.id, m.root_id, m.service, m.role, m.shard, m.tenant, m.attempts, m.error, d.failed_at,
+                    (select r.id from public.agent_messages r
+                      where r.root_id = m.root_id and r.root_id <> r.id and r.replay_of = d.id
+                      order by r.id desc limit 1) as replayed_by
+               from (select l.id, l.failed_at from bus.dead_letters l order by l.failed_at desc limit $1) as d
+              -- the limit keeps the planner from reading the whole table for a join
+              cross join lateral (
+                 select o.root_id, o.service, o.role, o.shard, o.tenant, o.attempts, o.error
+                   from public.agent_messages o where o.id = d.id limit 1) as m
+              order by d.failed_at desc, d.id desc",
         )
         .bind(i64::from(limit))
         .fetch_all(&self.pool)
@@ -84,5 +97,27 @@ impl Bus {
     pub async fn replay(&self, dead_letter: Uuid) -> Result<Uuid, Error> {
         let replay = sqlx::query_scalar("select bus.replay($1)").bind(dead_letter).fetch_one(&self.pool).await?;
         Ok(replay)
+    }
+
+    /// Sends dead letters that were not replayed yet again, oldest first, at most `max`; started at `per_second` at most.
+    /// `route` keeps to one route, `error_like` to errors that fit a pattern of SQL's `like`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when the rate is not positive, [`Error::Conflict`] when somebody else replays the same ones.
+    pub async fn replay_many(
+        &self,
+        route: Option<&Route>,
+        error_like: Option<&str>,
+        per_second: f64,
+        max: u32,
+    ) -> Result<Vec<Replayed>, Error> {
+        let replayed = sqlx::query_as("select dead_letter, id from bus.replay_many($1, $2, $3, $4)")
+            .bind(route.map(ToString::to_string))
+            .bind(error_like)
+            .bind(per_second)
+            .bind(i32::try_from(max).unwrap_or(i32::MAX))
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(replayed)
     }
 }

@@ -1,20 +1,36 @@
 //! The message bus over `public.agent_messages`: send, claim, end, heal, follow.
 
+mod artifact;
+mod broadcast;
 mod bus;
 mod claim;
 mod dead_letters;
 mod error;
 mod event;
+mod partial;
+mod request;
+mod schedule;
 mod stats;
+mod steering;
 mod task;
 mod wakeups;
 
+pub use artifact::{Artifact, ArtifactDigest, ArtifactInfo, MAX_ARTIFACT_BYTES, NotADigest, StoredArtifact};
+pub use broadcast::{Broadcast, BroadcastBatch, NewBroadcast, Position, StartAt, Subscription};
 pub use bus::{Bus, Enqueued};
 pub use claim::{ClaimRequest, Claimed, Completion, Failure, Fence, Settled};
+pub use dead_letters::Replayed;
 pub use error::Error;
 pub use event::{Event, NewEvent, events_of_task, execution_events_after, record_event};
+pub use partial::{
+    MAX_PARTIAL_BYTES, Partial, PartialClaim, PartialError, PartialFlusher, PartialPace, PartialPlace, PartialWriter,
+};
+pub use request::{Reply, RequestError};
+pub use schedule::{Fired, InvalidSchedule, MissedRuns, NewSchedule, Schedule, ScheduleError};
 pub use stats::{
     COUNT_CAP, Capped, FailureGroup, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts, StatusTotal,
     Summary, failures, recent_events, recent_messages, summary, totals,
 };
+pub use steering::{CountedBy, Limit, RouteSettings};
+pub use task::{Attempt, Outcome};
 pub use wakeups::{Wake, WakeUps};

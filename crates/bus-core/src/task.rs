@@ -2,12 +2,45 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use cogo_contracts::Task;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{Bus, Error};
+
+/// One attempt of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, sqlx::FromRow)]
+pub struct Attempt {
+    /// Number of the claim, from 1.
+    pub attempt: i16,
+    /// Who held it.
+    pub holder: Option<String>,
+    /// When it was claimed.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended; none while it runs.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// `completed`, `running`, `failed`, `lease_expired`, `holder_gone`, `released` or `cancelled`.
+    pub outcome: String,
+    /// Why, safe to show.
+    pub error: Option<String>,
+}
+
+/// How a message ended and what it answered.
+#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+pub struct Outcome {
+    /// The message.
+    pub id: Uuid,
+    /// Its status.
+    pub status: String,
+    /// What it answered.
+    pub result: Option<Value>,
+    /// Where a larger answer stands.
+    pub result_url: Option<String>,
+    /// Why it failed, or the last error before it did not.
+    pub error: Option<String>,
+}
 
 impl Bus {
     /// The task under this root with all steps; none if there is none.
@@ -56,5 +89,30 @@ impl Bus {
         .fetch_all(&self.pool)
         .await?;
         Ok(ids)
+    }
+
+    /// Each attempt of a message, first to last; empty if it was never claimed, or if there is no such message.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn history(&self, id: Uuid) -> Result<Vec<Attempt>, Error> {
+        let attempts =
+            sqlx::query_as("select attempt, holder, started_at, ended_at, outcome, error from bus.history($1)")
+                .bind(id)
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(attempts)
+    }
+
+    /// How these messages ended, in the order of the ids; for a message that awaited them. Unknown ids are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn results(&self, ids: &[Uuid]) -> Result<Vec<Outcome>, Error> {
+        let outcomes = sqlx::query_as("select id, status, result, result_url, error from bus.results($1)")
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(outcomes)
     }
 }

@@ -22,6 +22,8 @@ pub enum Wake {
     Task(Uuid),
     /// This message was taken back.
     Cancelled(Uuid),
+    /// A topic has a broadcast.
+    Broadcast(String),
     /// The subscription was (re)opened: anything may have happened meanwhile.
     CatchUp,
 }
@@ -77,7 +79,7 @@ impl WakeUps {
         let mut listener = PgListener::connect_with(pool).await?;
         // a silent reconnect would hide the gap that a catch-up must cover
         listener.eager_reconnect(false);
-        listener.listen_all(["bus_ready", "bus_task", "bus_cancel"]).await?;
+        listener.listen_all(["bus_ready", "bus_task", "bus_cancel", "bus_broadcast"]).await?;
         *pause = RECONNECT.0;
         info!("realtime subscription open");
         self.send(Wake::CatchUp);
@@ -103,6 +105,7 @@ fn read(channel: &str, payload: &str) -> Option<Wake> {
         "bus_ready" => Some(Wake::Ready(payload.to_owned())),
         "bus_task" => payload.parse().ok().map(Wake::Task),
         "bus_cancel" => payload.parse().ok().map(Wake::Cancelled),
+        "bus_broadcast" => Some(Wake::Broadcast(payload.to_owned())),
         _ => None,
     }
 }

@@ -5,10 +5,16 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::{Error, Event, stats::bounded};
+use crate::{
+    Error, Event,
+    stats::{bounded, look_back::with_seen_rows},
+};
 
 /// Dead letters that are grouped by cause, newest first.
 const GROUPED_CAP: i64 = 10_000;
+
+/// Rows by id among which the newest ends are looked for; ten times the longest list.
+const RECENT_CAP: i64 = 5000;
 
 /// Dead letters with the same cause on the same route.
 #[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
@@ -107,16 +113,18 @@ pub async fn failures(pool: &PgPool, limit: u32) -> Result<Vec<FailureGroup>, Er
     let mut snapshot = bounded(pool).await?;
     let groups = sqlx::query_as(
         r"with dead as materialized (
-            select m.id, m.root_id, m.service, m.role, m.shard, m.error, m.done_at,
+            select d.id, m.root_id, m.service, m.role, m.shard, m.error, d.failed_at as done_at,
                    -- ids first, as they hold numbers; a cause is told by its first line
                    regexp_replace(regexp_replace(regexp_replace(
                      left(split_part(m.error, E'\n', 1), 300),
                      '[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}', '<id>', 'gi'),
                      '\m(0x)?(?=[a-f]*[0-9])[0-9a-f]{12,}\M', '<hex>', 'gi'),
                      '[0-9]+', '<n>', 'g') as cause
-              from public.agent_messages m
-             where m.status = 'failed'
-             order by m.done_at desc limit $2
+              from (select id, failed_at from bus.dead_letters order by failed_at desc limit $2) as d
+             -- the limit keeps the planner from reading the whole table for a join
+             cross join lateral (
+                select o.root_id, o.service, o.role, o.shard, o.error from public.agent_messages o
+                 where o.id = d.id limit 1) as m
           )
           select service, role, shard, cause as error, count(*) as count,
                  min(done_at) as first_seen, max(done_at) as last_seen,
@@ -136,35 +144,55 @@ pub async fn failures(pool: &PgPool, limit: u32) -> Result<Vec<FailureGroup>, Er
     Ok(groups)
 }
 
-/// Messages to which something happened last: the newest ends, and what is claimed or waits, up to `limit` of each.
+/// Messages to which something happened last: the newest ends, and what is claimed or waits, up to `limit` of each. The
+/// newest ends are those among the newest rows by id.
 ///
 /// # Errors
 /// As [`summary`](crate::summary).
 pub async fn recent_messages(pool: &PgPool, limit: u32) -> Result<Vec<RecentMessage>, Error> {
     let mut snapshot = bounded(pool).await?;
-    let messages = sqlx::query_as(
-        "with recent as (
-            (select id from public.agent_messages where done_at is not null order by done_at desc limit $1)
-            union all
-            (select id from public.agent_messages where status = 'claimed' order by lease_until desc limit $1)
-            union all
-            (select id from public.agent_messages where status = 'queued' and retry_at is null limit $1)
-            union all
-            (select id from public.agent_messages where status = 'queued' and retry_at is not null limit $1)
+    let messages = sqlx::query_as(with_seen_rows!(
+        ", held as materialized (
+            select u.id, u.attempt, c.holder, c.claimed_at
+              from (select holder, claimed_at, ids, attempts from bus.claims order by lease_until desc limit $3) as c,
+                   unnest(c.ids, c.attempts) as u (id, attempt)
+              limit $3 * 10
+          ), recent as (
+            (select id from seen where done_at is not null order by done_at desc limit $3)
+            union
+            (select id from seen where done_at is null order by id desc limit $3)
+            union
+            (select id from held)
+            union
+            (select id from bus.delayed limit $3)
           )
-          select m.id, m.root_id, m.parent_id, m.service, m.role, m.shard, m.tenant, m.status, m.attempts,
-                 m.claimed_by, m.created_at, coalesce(m.done_at, m.last_error_at, m.claimed_at, m.created_at) as changed_at,
+          select m.id, m.root_id, m.parent_id, m.service, m.role, m.shard, m.tenant,
+                 case when h.id is not null then 'claimed' else m.status end as status,
+                 coalesce(h.attempt, m.attempts) as attempts, coalesce(h.holder, m.claimed_by) as claimed_by, m.created_at,
+                 coalesce(m.done_at, greatest(h.claimed_at, m.claimed_at, m.last_error_at, m.created_at)) as changed_at,
+                 case when t.claimed_at is not null
+                   then greatest(0, extract(epoch from t.claimed_at - m.created_at) * 1000)::float8 end as wait_ms,
                  -- greatest() would turn a null into 0
-                 case when m.claimed_at is not null
-                   then greatest(0, extract(epoch from m.claimed_at - m.created_at) * 1000)::float8 end as wait_ms,
-                 case when m.claimed_at is not null and m.status <> 'queued'
-                   then greatest(0, extract(epoch from coalesce(m.done_at, clock_timestamp()) - m.claimed_at)
+                 case when t.claimed_at is not null and (h.id is not null or m.status <> 'queued')
+                   then greatest(0, extract(epoch from coalesce(m.done_at, clock_timestamp()) - t.claimed_at)
                                     * 1000)::float8 end as run_ms,
                  m.error
-            from recent join public.agent_messages m using (id)
+            from recent
+           cross join lateral (
+              select o.id, o.root_id, o.parent_id, o.service, o.role, o.shard, o.tenant, o.status, o.attempts, o.claimed_by,
+                     o.created_at, o.claimed_at, o.done_at, o.last_error_at, o.error
+                from public.agent_messages o where o.id = recent.id limit 1) as m
+            -- the row of a message that was claimed with many others does not show it yet
+            left join held h
+              on h.id = m.id
+             and ((m.status = 'queued' and m.attempts = h.attempt - 1)
+                  or (m.status = 'claimed' and m.attempts = h.attempt and m.claimed_by = h.holder))
+           cross join lateral (select coalesce(h.claimed_at, m.claimed_at) as claimed_at) as t
            order by changed_at desc, m.id desc
-           limit $1",
-    )
+           limit $3"
+    ))
+    .bind(RECENT_CAP)
+    .bind(None::<f64>)
     .bind(i64::from(limit))
     .fetch_all(&mut *snapshot)
     .await?;

@@ -1,12 +1,17 @@
 //! Figures over the bus for people: counts, latencies, throughput by route. Bounded work on any size of table.
 
 mod lists;
+mod look_back;
+mod standing;
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
 
 pub use lists::{FailureGroup, RecentMessage, failures, recent_events, recent_messages};
 
@@ -15,8 +20,14 @@ use crate::Error;
 /// Rows that one count looks at; above it the count is "at least".
 pub const COUNT_CAP: i64 = 100_000;
 
-/// Ended messages that rates and latencies look at, newest first; percentiles of more cost a sort and say no more.
+/// Rows that rates and latencies look at, newest first; percentiles of more cost a sort and say no more.
 pub const SAMPLE_CAP: i64 = 25_000;
+
+/// Routes that a summary lists; its totals count all.
+const LISTED_ROUTES: usize = 500;
+
+/// Series that gauges get.
+const LISTED_TOTALS: usize = 2000;
 
 /// Messages by status.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -62,7 +73,7 @@ pub struct Percentiles {
 }
 
 /// Figures of one route.
-#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RouteStats {
     /// First part of the routing key.
     pub service: String,
@@ -70,7 +81,7 @@ pub struct RouteStats {
     pub role: String,
     /// Third part.
     pub shard: i32,
-    /// Waiting, delayed ones included.
+    /// Waiting: to be claimed, for their time, in line behind others of their group, or for others to end.
     pub queued: i64,
     /// Owned by a holder.
     pub claimed: i64,
@@ -87,7 +98,7 @@ pub struct RouteStats {
 }
 
 /// Messages of one route and status, all shards together.
-#[derive(Debug, Clone, PartialEq, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StatusTotal {
     /// First part of the routing key.
     pub service: String,
@@ -95,7 +106,7 @@ pub struct StatusTotal {
     pub role: String,
     /// Status of these messages.
     pub status: String,
-    /// How many; done and cancelled ones count as far as they are among the newest [`COUNT_CAP`] ended.
+    /// How many; done and cancelled ones count as far as they are among the newest [`COUNT_CAP`] rows.
     pub messages: i64,
     /// Seconds that the oldest claimable one has waited; none for other statuses.
     pub oldest_age_s: Option<f64>,
@@ -124,7 +135,7 @@ pub struct Summary {
     pub throughput_per_s: f64,
     /// Seconds that the oldest claimable message has waited.
     pub oldest_queued_age_s: Option<f64>,
-    /// Seconds that the window covers; shorter than asked for when more than [`SAMPLE_CAP`] messages ended in it.
+    /// Seconds that the window covers; shorter than asked for when [`SAMPLE_CAP`] rows do not reach back so far.
     pub window_s: f64,
     /// Each route with unfinished messages or with ends within the window.
     #[serde(rename = "byKey")]
@@ -137,38 +148,83 @@ pub struct Summary {
 /// [`Error::Database`] also when a figure takes longer than 2 s.
 pub async fn summary(pool: &PgPool, window: Duration) -> Result<Summary, Error> {
     let mut snapshot = bounded(pool).await?;
-    let counts = counts(&mut snapshot).await?;
-    let ended = ended(&mut snapshot, window).await?;
-    let by_route = routes(&mut snapshot, window).await?;
+    let standing = standing::by_route(&mut snapshot, COUNT_CAP).await?;
+    let ends = look_back::ends(&mut snapshot, COUNT_CAP).await?;
+    let recent = look_back::recent(&mut snapshot, window, SAMPLE_CAP).await?;
     snapshot.commit().await?;
 
-    let covered = if ended.n >= SAMPLE_CAP { ended.covered_s.unwrap_or_default() } else { window.as_secs_f64() };
-    let finished = ended.done + ended.failed;
+    let queued: i64 = standing.iter().map(|row| row.queued).sum();
+    let delayed: i64 = standing.iter().map(|row| row.delayed).sum();
+    let claimed: i64 = standing.iter().map(|row| row.claimed).sum();
+    let total = recent.total;
     Ok(Summary {
-        at: counts.at,
+        at: ends.at,
         by_status: StatusCounts {
-            queued: (counts.ready + counts.delayed).min(COUNT_CAP),
-            claimed: counts.claimed.min(COUNT_CAP),
-            done: counts.done.min(COUNT_CAP),
-            failed: counts.failed.min(COUNT_CAP),
-            cancelled: counts.cancelled.min(COUNT_CAP),
+            queued: queued.min(COUNT_CAP),
+            claimed: claimed.min(COUNT_CAP),
+            done: ends.done.min(COUNT_CAP),
+            failed: ends.failed.min(COUNT_CAP),
+            cancelled: ends.cancelled.min(COUNT_CAP),
         },
         capped: Capped {
-            queued: counts.ready + counts.delayed > COUNT_CAP,
-            claimed: counts.claimed > COUNT_CAP,
-            done: counts.ended > COUNT_CAP,
-            failed: counts.failed > COUNT_CAP,
-            cancelled: counts.ended > COUNT_CAP,
+            queued: queued > COUNT_CAP,
+            claimed: claimed > COUNT_CAP,
+            done: ends.more || ends.done > COUNT_CAP,
+            failed: ends.failed > COUNT_CAP,
+            cancelled: ends.more || ends.cancelled > COUNT_CAP,
         },
-        delayed: counts.delayed.min(COUNT_CAP),
-        latency_ms: percentiles(ended.total_ms.as_deref(), ended.done),
-        wait_ms: percentiles(ended.wait_ms.as_deref(), ended.waited),
-        failure_rate: ratio(ended.failed, finished),
-        throughput_per_s: per_second(ended.done, covered),
-        oldest_queued_age_s: counts.oldest_age_s,
-        window_s: covered,
-        by_route,
+        delayed: delayed.min(COUNT_CAP),
+        latency_ms: percentiles(total.total_ms.as_deref(), total.done),
+        wait_ms: percentiles(total.wait_ms.as_deref(), total.waited),
+        failure_rate: ratio(total.failed, total.done + total.failed),
+        throughput_per_s: per_second(total.done, recent.covered_s),
+        oldest_queued_age_s: standing.iter().filter_map(|row| row.oldest_age_s).reduce(f64::max),
+        window_s: recent.covered_s,
+        by_route: by_route(standing, recent.by_route),
     })
+}
+
+/// What stands and what ended, side by side.
+fn by_route(standing: Vec<standing::Standing>, ended: Vec<look_back::Ended>) -> Vec<RouteStats> {
+    let mut routes = BTreeMap::new();
+    for row in standing {
+        routes.insert(
+            (row.service.clone(), row.role.clone(), row.shard),
+            RouteStats {
+                service: row.service,
+                role: row.role,
+                shard: row.shard,
+                queued: row.queued,
+                claimed: row.claimed,
+                done: 0,
+                failed: 0,
+                oldest_age_s: row.oldest_age_s,
+                p50_ms: None,
+                p90_ms: None,
+            },
+        );
+    }
+    for row in ended {
+        let stats = match routes.entry((row.service.clone(), row.role.clone(), row.shard)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => free.insert(RouteStats {
+                service: row.service,
+                role: row.role,
+                shard: row.shard,
+                queued: 0,
+                claimed: 0,
+                done: 0,
+                failed: 0,
+                oldest_age_s: None,
+                p50_ms: None,
+                p90_ms: None,
+            }),
+        };
+        let times = percentiles(row.total_ms.as_deref(), row.done);
+        (stats.done, stats.failed) = (row.done, row.failed);
+        (stats.p50_ms, stats.p90_ms) = (times.p50, times.p90);
+    }
+    routes.into_values().take(LISTED_ROUTES).collect()
 }
 
 /// Rows of the table by service, role and status, for gauges.
@@ -177,174 +233,47 @@ pub async fn summary(pool: &PgPool, window: Duration) -> Result<Summary, Error> 
 /// As [`summary`].
 pub async fn totals(pool: &PgPool) -> Result<Vec<StatusTotal>, Error> {
     let mut snapshot = bounded(pool).await?;
-    let totals = sqlx::query_as(
-        "with seen as (
-            (select service, role, status, created_at as waits_since
-               from public.agent_messages where status = 'queued' and retry_at is null limit $1)
-            union all
-            (select service, role, status, null
-               from public.agent_messages where status = 'queued' and retry_at is not null limit $1)
-            union all
-            (select service, role, status, null from public.agent_messages where status = 'claimed' limit $1)
-            union all
-            (select service, role, status, null from public.agent_messages where status = 'failed' limit $1)
-            union all
-            (select service, role, status, null
-               from (select service, role, status from public.agent_messages
-                      where done_at is not null order by done_at desc limit $1) as newest
-              where status <> 'failed')
-          )
-          select service, role, status, count(*) as messages,
-                 case when count(waits_since) > 0
-                   then greatest(0, extract(epoch from clock_timestamp() - min(waits_since)))::float8 end as oldest_age_s
-            from seen
-           group by service, role, status
-           order by service, role, status
-           limit 2000",
-    )
-    .bind(COUNT_CAP)
-    .fetch_all(&mut *snapshot)
-    .await?;
+    let standing = standing::by_route(&mut snapshot, COUNT_CAP).await?;
+    let ends = look_back::ends_by_route(&mut snapshot, COUNT_CAP).await?;
     snapshot.commit().await?;
-    Ok(totals)
+    let mut totals = BTreeMap::<(String, String, String), (i64, Option<f64>)>::new();
+    let mut add = |service: String, role: String, status: &str, messages: i64, age: Option<f64>| {
+        if messages > 0 {
+            let total = totals.entry((service, role, status.to_owned())).or_default();
+            total.0 += messages;
+            total.1 = [total.1, age].into_iter().flatten().reduce(f64::max);
+        }
+    };
+    for row in standing {
+        add(row.service.clone(), row.role.clone(), "queued", row.queued, row.oldest_age_s);
+        add(row.service, row.role, "claimed", row.claimed, None);
+    }
+    for row in ends {
+        add(row.service, row.role, &row.status, row.messages, None);
+    }
+    let listed = totals.into_iter().take(LISTED_TOTALS);
+    Ok(listed
+        .map(|((service, role, status), (messages, oldest_age_s))| StatusTotal {
+            service,
+            role,
+            status,
+            messages,
+            oldest_age_s,
+        })
+        .collect())
 }
 
 /// One snapshot for all statements, and no statement longer than 2 s: a page for people must not slow down the bus.
 async fn bounded(pool: &PgPool) -> Result<Transaction<'static, Postgres>, Error> {
     let mut snapshot = pool.begin_with("begin isolation level repeatable read, read only").await?;
-    sqlx::query("set local statement_timeout = '2s'").execute(&mut *snapshot).await?;
+    // every statement here follows indexes up to a limit, whatever the planner thinks of the size of that limit
+    sqlx::raw_sql(
+        "set local statement_timeout = '2s'; set local enable_seqscan = off; set local enable_bitmapscan = off;
+         set local jit = off",
+    )
+    .execute(&mut *snapshot)
+    .await?;
     Ok(snapshot)
-}
-
-#[derive(sqlx::FromRow)]
-struct Counts {
-    at: DateTime<Utc>,
-    ready: i64,
-    delayed: i64,
-    claimed: i64,
-    failed: i64,
-    done: i64,
-    cancelled: i64,
-    ended: i64,
-    oldest_age_s: Option<f64>,
-}
-
-/// Each count walks a partial index and stops one above the cap; done and cancelled share the index of ended rows.
-async fn counts(connection: &mut PgConnection) -> Result<Counts, Error> {
-    let counts = sqlx::query_as(
-        "with ready as materialized (
-            select created_at from public.agent_messages where status = 'queued' and retry_at is null limit $1 + 1
-          ), newest_ended as materialized (
-            select status from public.agent_messages where done_at is not null order by done_at desc limit $1 + 1
-          )
-          select clock_timestamp() as at,
-                 (select count(*) from ready) as ready,
-                 -- greatest() would turn a null into 0
-                 (select case when count(*) > 0
-                    then greatest(0, extract(epoch from clock_timestamp() - min(created_at)))::float8 end from ready)
-                   as oldest_age_s,
-                 (select count(*) from (select from public.agent_messages
-                   where status = 'queued' and retry_at is not null limit $1 + 1) as d) as delayed,
-                 (select count(*) from (select from public.agent_messages where status = 'claimed' limit $1 + 1) as c)
-                   as claimed,
-                 (select count(*) from (select from public.agent_messages where status = 'failed' limit $1 + 1) as f)
-                   as failed,
-                 (select count(*) from newest_ended where status = 'done') as done,
-                 (select count(*) from newest_ended where status = 'cancelled') as cancelled,
-                 (select count(*) from newest_ended) as ended",
-    )
-    .bind(COUNT_CAP)
-    .fetch_one(connection)
-    .await?;
-    Ok(counts)
-}
-
-#[derive(sqlx::FromRow)]
-struct Ended {
-    n: i64,
-    done: i64,
-    failed: i64,
-    waited: i64,
-    covered_s: Option<f64>,
-    total_ms: Option<Vec<f64>>,
-    wait_ms: Option<Vec<f64>>,
-}
-
-async fn ended(connection: &mut PgConnection, window: Duration) -> Result<Ended, Error> {
-    let ended = sqlx::query_as(
-        "with ended as materialized (
-            select status, created_at, claimed_at, done_at
-              from public.agent_messages
-              -- in a subquery the clock is read once, so that the index on done_at bounds the scan
-             where done_at >= (select clock_timestamp() - $1 * interval '1 second')
-             order by done_at desc limit $2
-          )
-          select count(*) as n,
-                 count(*) filter (where status = 'done') as done,
-                 count(*) filter (where status = 'failed') as failed,
-                 count(claimed_at) as waited,
-                 extract(epoch from clock_timestamp() - min(done_at))::float8 as covered_s,
-                 percentile_cont(array[0.5, 0.9, 0.99]) within group (
-                   order by greatest(0, extract(epoch from done_at - created_at) * 1000)::float8)
-                   filter (where status = 'done') as total_ms,
-                 percentile_cont(array[0.5, 0.9, 0.99]) within group (
-                   order by greatest(0, extract(epoch from claimed_at - created_at) * 1000)::float8)
-                   filter (where claimed_at is not null) as wait_ms
-            from ended",
-    )
-    .bind(window.as_secs_f64())
-    .bind(SAMPLE_CAP)
-    .fetch_one(connection)
-    .await?;
-    Ok(ended)
-}
-
-async fn routes(connection: &mut PgConnection, window: Duration) -> Result<Vec<RouteStats>, Error> {
-    let routes = sqlx::query_as(
-        "with unfinished as (
-            -- apart from the ended ones: a percentile sorts, and a long queue would be sorted with it
-            select service, role, shard, min(waits_since) as waits_since,
-                   count(*) filter (where not held) as queued, count(*) filter (where held) as claimed
-              from (
-                (select service, role, shard, false as held, created_at as waits_since
-                   from public.agent_messages where status = 'queued' and retry_at is null limit $2)
-                union all
-                (select service, role, shard, false, null
-                   from public.agent_messages where status = 'queued' and retry_at is not null limit $2)
-                union all
-                (select service, role, shard, true, null
-                   from public.agent_messages where status = 'claimed' limit $2)
-              ) as counted
-             group by service, role, shard
-          ), sample as (
-            select service, role, shard, status,
-                   greatest(0, extract(epoch from done_at - created_at) * 1000)::float8 as total_ms
-              from public.agent_messages
-             where done_at >= (select clock_timestamp() - $1 * interval '1 second')
-             order by done_at desc limit $3
-          ), ended as (
-            select service, role, shard,
-                   count(*) filter (where status = 'done') as done,
-                   count(*) filter (where status = 'failed') as failed,
-                   percentile_cont(array[0.5, 0.9]) within group (order by total_ms) filter (where status = 'done') as ms
-              from sample group by service, role, shard
-          )
-          select service, role, shard,
-                 coalesce(u.queued, 0) as queued, coalesce(u.claimed, 0) as claimed,
-                 coalesce(e.done, 0) as done, coalesce(e.failed, 0) as failed,
-                 case when u.waits_since is not null
-                   then greatest(0, extract(epoch from clock_timestamp() - u.waits_since))::float8 end as oldest_age_s,
-                 e.ms[1] as p50_ms, e.ms[2] as p90_ms
-            from unfinished u full join ended e using (service, role, shard)
-           order by service, role, shard
-           limit 500",
-    )
-    .bind(window.as_secs_f64())
-    .bind(COUNT_CAP)
-    .bind(SAMPLE_CAP)
-    .fetch_all(connection)
-    .await?;
-    Ok(routes)
 }
 
 fn percentiles(values: Option<&[f64]>, n: i64) -> Percentiles {

@@ -49,3 +49,25 @@ async fn replays_at_once_make_one_message() {
     let made = futures_util::future::join_all(replays).await.into_iter().filter(Result::is_ok).count();
     assert_eq!(made, 1);
 }
+
+#[tokio::test]
+async fn many_are_replayed_oldest_first_and_spread_over_time() {
+    let (bus, _database) = bus().await;
+    let mut dead = Vec::new();
+    for _ in 0..5 {
+        dead.push(dead_letter(&bus).await);
+    }
+    bus.replay(dead[1]).await.unwrap();
+    claim_one(&bus, "w").await;
+    let elsewhere = cogo_contracts::Route::constant("test", "other");
+    assert!(bus.replay_many(Some(&elsewhere), None, 1.0, 10).await.unwrap().is_empty());
+    assert!(bus.replay_many(None, Some("brok"), 1.0, 10).await.unwrap().is_empty(), "a pattern fits as a whole");
+    assert!(matches!(bus.replay_many(None, None, 0.0, 10).await, Err(Error::Refused { .. })));
+    let replayed = bus.replay_many(Some(&crate::support::ROUTE), Some("brok%"), 0.01, 3).await.unwrap();
+    assert_eq!(replayed.iter().map(|one| one.dead_letter).collect::<Vec<_>>(), [dead[0], dead[2], dead[3]]);
+    assert_eq!(claim_one(&bus, "w").await.id, replayed[0].id, "the first at once");
+    assert!(crate::support::claim(&bus, "w", 5).await.is_empty());
+    let due = bus.next_due(&crate::support::ROUTE).await.unwrap().unwrap().as_secs();
+    assert!((60..=100).contains(&due), "the next after 100 s: {due}");
+    assert_eq!(bus.replay_many(None, None, 50.0, 10).await.unwrap().len(), 1, "each once");
+}

@@ -6,7 +6,7 @@ use cogo_bus_core::{Bus, Completion, Error, Failure, Fence, Settled};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
 
-use crate::support::{LEASE, bus, claim, claim_one, leases_to_pass, message, statuses};
+use crate::support::{LEASE, bus, claim, claim_one, delays_to_pass, leases_to_pass, message, statuses};
 
 fn failure(retriable: bool) -> Failure {
     Failure { reason: "boom".to_owned(), retriable, retry_after: Some(Duration::ZERO) }
@@ -110,12 +110,12 @@ async fn backoff_grows_and_is_jittered() {
         let by_the_bus = Failure { reason: "boom".to_owned(), retriable: true, retry_after: None };
         bus.fail(&claimed.fence(), "w", &by_the_bus).await.unwrap();
         let delay: f64 = sqlx::query_scalar(
-            "update public.agent_messages set retry_at = null
-             returning (select extract(epoch from m.retry_at - m.last_error_at)::float8 from public.agent_messages m)",
+            "select extract(epoch from m.retry_at - m.last_error_at)::float8 from public.agent_messages m",
         )
         .fetch_one(bus.pool())
         .await
         .unwrap();
+        delays_to_pass(&bus).await;
         assert!(range.contains(&delay), "attempt {attempt}: {delay}");
     }
 }
@@ -143,10 +143,7 @@ async fn retry_beyond_the_time_to_live_is_final_and_keeps_its_reason() {
         let expected = if retry_after.is_zero() { Settled::Again } else { Settled::DeadLetter };
         assert_eq!(bus.fail(&claimed.fence(), "w", &failure).await.unwrap(), Some(expected));
     }
-    sqlx::query("update public.agent_messages set expires_at = clock_timestamp() where status = 'queued'")
-        .execute(bus.pool())
-        .await
-        .unwrap();
+    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
     bus.expire(10).await.unwrap();
     let reasons: Vec<String> = bus.dead_letters(2).await.unwrap().into_iter().map(|dead| dead.error).collect();
     assert_eq!(reasons, ["time to live passed before another attempt, last error: disk full", "disk full"]);
@@ -216,7 +213,11 @@ async fn batch_with_a_result_against_the_contract_records_nothing() {
 async fn message_that_is_handed_back_for_ever_is_given_up() {
     let (bus, _database) = bus().await;
     bus.enqueue(&message(json!({}))).await.unwrap();
-    sqlx::query("update public.agent_messages set attempts = 1000, released = 1000").execute(bus.pool()).await.unwrap();
+    for statement in
+        ["update public.agent_messages set attempts = 1000, released = 1000", "update bus.ready set attempt = 1001"]
+    {
+        sqlx::query(statement).execute(bus.pool()).await.unwrap();
+    }
     let claimed = claim_one(&bus, "w").await;
     bus.release(&[claimed.fence()], "w").await.unwrap();
     assert_eq!(bus.dead_letters(1).await.unwrap()[0].error, "handed back 1000 times");

@@ -5,7 +5,9 @@ use std::time::Duration;
 use cogo_bus_core::Completion;
 use serde_json::json;
 
-use crate::support::{SHORT_LEASE, bus, claim, claim_for, claim_one, leases_to_pass, message, numbered, statuses};
+use crate::support::{
+    SHORT_LEASE, bus, claim, claim_for, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses,
+};
 
 #[tokio::test]
 async fn expired_claim_is_requeued_and_recorded() {
@@ -34,7 +36,7 @@ async fn message_that_kills_every_worker_becomes_a_dead_letter() {
         // at once after the first crash, later ones wait
         let waits = bus.next_due(&crate::support::ROUTE).await.unwrap().is_some();
         assert_eq!(waits, round == 2);
-        sqlx::query("update public.agent_messages set retry_at = null").execute(bus.pool()).await.unwrap();
+        delays_to_pass(&bus).await;
     }
     let dead = bus.dead_letters(1).await.unwrap();
     assert_eq!((dead[0].attempts, dead[0].error.as_str()), (3, "lease of w expired"));

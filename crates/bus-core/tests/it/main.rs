@@ -2,13 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
+mod artifacts;
+mod broadcasts;
 mod claiming;
 mod dead_letters;
 mod ending;
+mod extending;
+mod fairness;
+mod foreign_workers;
 mod healing;
+mod joins;
+mod limits;
 mod model;
+mod partials;
+mod requests;
+mod schedules;
 mod schema;
 mod sending;
+mod stats;
+mod steering;
 mod support;
 mod tasks;
 mod wakeups;

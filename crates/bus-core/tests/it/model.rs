@@ -7,7 +7,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{bus, claim, leases_to_pass, message};
+use crate::support::{bus, claim, delays_to_pass, leases_to_pass, message};
 
 const HOLDERS: [&str; 2] = ["w", "v"];
 const MAX_ATTEMPTS: i16 = 2;
@@ -150,7 +150,7 @@ async fn apply(bus: &Bus, model: &mut Model, operation: &Operation) {
             leases_to_pass(bus).await;
             assert_eq!(bus.reclaim(100).await.unwrap(), model.reclaim());
             // the model knows no time
-            sqlx::query("update public.agent_messages set retry_at = null").execute(bus.pool()).await.unwrap();
+            delays_to_pass(bus).await;
         }
     }
 }
@@ -176,11 +176,20 @@ async fn bus_and_model_agree() {
         let mut runner = TestRunner::new(ProptestConfig { cases: 40, failure_persistence: None, ..Default::default() });
         let agreed = runner.run(&operations(), |operations| {
             handle.block_on(async {
-                sqlx::query("truncate public.agent_messages, public.bus_events").execute(bus.pool()).await.unwrap();
+                sqlx::query(
+                    "truncate public.agent_messages, public.bus_events, bus.ready, bus.delayed, bus.expiring, bus.claims,
+                              bus.keys, bus.dead_letters, bus.attempts",
+                )
+                .execute(bus.pool())
+                .await
+                .unwrap();
                 let mut model = Model::default();
                 for operation in &operations {
                     apply(&bus, &mut model, operation).await;
                 }
+                let misplaced: i64 =
+                    sqlx::query_scalar("select count(*) from bus.misplaced()").fetch_one(bus.pool()).await.unwrap();
+                assert_eq!(misplaced, 0);
                 for (id, entry) in model.messages.values() {
                     let expected = match entry.state {
                         State::Queued => "queued",

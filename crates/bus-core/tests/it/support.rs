@@ -12,6 +12,9 @@ pub(crate) const LEASE: Duration = Duration::from_secs(30);
 /// Shortest lease that the database grants.
 pub(crate) const SHORT_LEASE: Duration = Duration::from_millis(100);
 
+/// Nothing here takes this long unless it is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
 pub(crate) async fn bus() -> (Bus, TestDatabase) {
     let database = cogo_test_support::database().await;
     (Bus::new(database.pool.clone()), database)
@@ -42,10 +45,12 @@ pub(crate) async fn claim_one(bus: &Bus, holder: &str) -> Claimed {
 
 /// Waits until the database's own clock has passed the lease of everything that is claimed.
 pub(crate) async fn leases_to_pass(bus: &Bus) {
-    sqlx::query("update public.agent_messages set lease_until = clock_timestamp() where status = 'claimed'")
-        .execute(bus.pool())
-        .await
-        .unwrap();
+    sqlx::query("update bus.claims set lease_until = clock_timestamp()").execute(bus.pool()).await.unwrap();
+}
+
+/// Makes everything that is delayed due.
+pub(crate) async fn delays_to_pass(bus: &Bus) {
+    sqlx::query("update bus.delayed set due = clock_timestamp()").execute(bus.pool()).await.unwrap();
 }
 
 pub(crate) async fn statuses(bus: &Bus) -> Vec<(String, i64)> {
@@ -53,4 +58,22 @@ pub(crate) async fn statuses(bus: &Bus) -> Vec<(String, i64)> {
         .fetch_all(bus.pool())
         .await
         .unwrap()
+}
+
+/// Messages that are nowhere, in two places, or ended and still somewhere.
+pub(crate) async fn misplaced(bus: &Bus) -> i64 {
+    sqlx::query_scalar("select count(*) from bus.misplaced()").fetch_one(bus.pool()).await.unwrap()
+}
+
+/// Waits until a statement that contains these words waits for a lock.
+pub(crate) async fn until_somebody_waits_for_a_lock(bus: &Bus, words: &str) {
+    let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                   and wait_event_type = 'Lock' and position($1 in query) > 0)";
+    tokio::time::timeout(PATIENCE, async {
+        while !sqlx::query_scalar::<_, bool>(waits).bind(words).fetch_one(bus.pool()).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("a statement that waits");
 }

@@ -1,0 +1,341 @@
+//! Partial results: what a worker has before it is done, gathered into few statements, in order, resumable by readers.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::{Bus, Error, Fence};
+
+/// Most bytes of one part as JSON text; the table's own limit is on its stored form, which is never much larger.
+pub const MAX_PARTIAL_BYTES: usize = 192 * 1024;
+/// First and longest pause before a batch is sent again to a database that was away.
+const SEND_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Longest wait for one answer of the database.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A part of a result.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Partial {
+    /// The message that is worked on.
+    pub message_id: Uuid,
+    /// The attempt; when it changes, what came before is void.
+    pub attempt: i16,
+    /// Place within the attempt, from 1.
+    pub seq: i32,
+    /// When it was stored, by the database clock.
+    pub at: DateTime<Utc>,
+    /// The part.
+    pub content: Value,
+}
+
+/// How far a reader has come with one message; the default is the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct PartialPlace {
+    /// The attempt.
+    pub attempt: i16,
+    /// The last part of it that was read.
+    pub seq: i32,
+}
+
+impl Partial {
+    /// The place after which the next part stands.
+    #[must_use]
+    pub fn place(&self) -> PartialPlace {
+        PartialPlace { attempt: self.attempt, seq: self.seq }
+    }
+}
+
+impl Bus {
+    /// Stores parts of a result under the numbers from `first_seq` and renews the lease; answers the last number that is
+    /// stored, none if the claim is no longer the holder's. The same parts again change nothing.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a gap in the numbers or more than is allowed; [`Error::Database`] when the outcome is
+    /// unknown.
+    pub async fn emit(
+        &self,
+        fence: &Fence,
+        holder: &str,
+        first_seq: i32,
+        contents: &[String],
+        lease: Duration,
+    ) -> Result<Option<i32>, Error> {
+        let stored = sqlx::query_scalar("select bus.emit($1, $2, $3, $4, $5::text[]::jsonb[], $6)")
+            .bind(fence.id)
+            .bind(holder)
+            .bind(fence.attempt)
+            .bind(first_seq)
+            .bind(contents)
+            .bind(i64::try_from(lease.as_millis()).unwrap_or(i64::MAX))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(stored)
+    }
+
+    /// Parts of one message after a place, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn partials_after(&self, id: Uuid, after: PartialPlace, limit: u32) -> Result<Vec<Partial>, Error> {
+        self.partials_of(&[(id, after)], limit).await
+    }
+
+    /// Parts of several messages, each after a place of its own and in order, at most `limit` in all.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn partials_of(&self, after: &[(Uuid, PartialPlace)], limit: u32) -> Result<Vec<Partial>, Error> {
+        let ids: Vec<Uuid> = after.iter().map(|(id, _)| *id).collect();
+        let attempts: Vec<i16> = after.iter().map(|(_, place)| place.attempt).collect();
+        let seqs: Vec<i32> = after.iter().map(|(_, place)| place.seq).collect();
+        let partials =
+            sqlx::query_as("select message_id, attempt, seq, at, content from bus.partials_after($1, $2, $3, $4)")
+                .bind(ids)
+                .bind(attempts)
+                .bind(seqs)
+                .bind(limit.cast_signed())
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(partials)
+    }
+
+    /// Removes up to `max_rows` parts older than `keep`; answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn retain_partials(&self, keep: Duration, max_rows: u32) -> Result<u64, Error> {
+        let removed: i32 = sqlx::query_scalar("select bus.retain_partials($1 * interval '1 second', $2)")
+            .bind(keep.as_secs_f64())
+            .bind(max_rows.cast_signed())
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(u64::from(removed.unsigned_abs()))
+    }
+}
+
+/// Why a part was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PartialError {
+    /// The claim is no longer the holder's.
+    #[error("The claim is no longer this worker's")]
+    Lost,
+    /// The parts are against the contract: too large, too many.
+    #[error("The partial result is refused: {0}")]
+    Refused(String),
+    /// The stream was closed, as at the end of an attempt.
+    #[error("The stream of partial results is closed")]
+    Closed,
+}
+
+/// When parts are sent.
+#[derive(Debug, Clone, Copy)]
+pub struct PartialPace {
+    /// No part waits longer for others, unless the database is slow.
+    pub flush_after: Duration,
+    /// So many parts do not wait for more; as many again may wait while these are being stored.
+    pub max_items: usize,
+    /// So many bytes of JSON do not wait for more.
+    pub max_bytes: usize,
+}
+
+impl Default for PartialPace {
+    fn default() -> Self {
+        Self { flush_after: Duration::from_millis(50), max_items: 100, max_bytes: 64 * 1024 }
+    }
+}
+
+/// The claim that a stream belongs to.
+#[derive(Debug, Clone)]
+pub struct PartialClaim {
+    /// Message and attempt.
+    pub fence: Fence,
+    /// Who holds it.
+    pub holder: String,
+    /// What each storing renews the lease by; that of the claim.
+    pub lease: Duration,
+}
+
+enum Order {
+    Part(String),
+    Flush(oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
+}
+
+/// The way in of a stream; clones write into the same one.
+#[derive(Debug, Clone)]
+pub struct PartialWriter {
+    orders: mpsc::Sender<Order>,
+    end: Arc<OnceLock<PartialError>>,
+}
+
+impl PartialWriter {
+    /// A stream for a claim, and the part of it that stores, which somebody must run. `stop` ends it unfinished, as when
+    /// the lease is lost.
+    #[must_use]
+    pub fn new(bus: Bus, claim: PartialClaim, pace: PartialPace, stop: CancellationToken) -> (Self, PartialFlusher) {
+        let (orders, incoming) = mpsc::channel(pace.max_items.max(1));
+        let end = Arc::new(OnceLock::new());
+        let flusher = PartialFlusher { bus, claim, pace, stop, incoming, end: Arc::clone(&end), next_seq: 1 };
+        (Self { orders, end }, flusher)
+    }
+
+    /// Adds a part; waits while too many wait to be stored.
+    ///
+    /// # Errors
+    /// When the stream has ended or the part is too large; earlier parts stand.
+    pub async fn write(&self, content: &Value) -> Result<(), PartialError> {
+        let text = content.to_string();
+        if text.len() > MAX_PARTIAL_BYTES {
+            return Err(PartialError::Refused(format!("a part is larger than {MAX_PARTIAL_BYTES} bytes")));
+        }
+        self.order(Order::Part(text)).await
+    }
+
+    /// Returns once everything written so far is stored.
+    ///
+    /// # Errors
+    /// When the stream ended before.
+    pub async fn flush(&self) -> Result<(), PartialError> {
+        let (stored, answer) = oneshot::channel();
+        self.order(Order::Flush(stored)).await?;
+        answer.await.map_err(|_ended| self.why())
+    }
+
+    /// Stores what is left and ends the stream, for all clones.
+    ///
+    /// # Errors
+    /// When the stream ended before.
+    pub async fn close(&self) -> Result<(), PartialError> {
+        let (stored, answer) = oneshot::channel();
+        self.order(Order::Close(stored)).await?;
+        answer.await.map_err(|_ended| self.why())
+    }
+
+    async fn order(&self, order: Order) -> Result<(), PartialError> {
+        self.orders.send(order).await.map_err(|_ended| self.why())
+    }
+
+    fn why(&self) -> PartialError {
+        self.end.get().cloned().unwrap_or(PartialError::Closed)
+    }
+}
+
+/// Stores what a [`PartialWriter`] is given.
+#[derive(Debug)]
+pub struct PartialFlusher {
+    bus: Bus,
+    claim: PartialClaim,
+    pace: PartialPace,
+    stop: CancellationToken,
+    incoming: mpsc::Receiver<Order>,
+    end: Arc<OnceLock<PartialError>>,
+    next_seq: i32,
+}
+
+/// What is stored by one statement, and who waits for it.
+#[derive(Default)]
+struct Batch {
+    parts: Vec<String>,
+    bytes: usize,
+    waiting: Vec<oneshot::Sender<()>>,
+    is_last: bool,
+}
+
+impl Batch {
+    fn add(&mut self, order: Order) {
+        match order {
+            Order::Part(text) => {
+                self.bytes += text.len();
+                self.parts.push(text);
+            }
+            Order::Flush(waiting) => self.waiting.push(waiting),
+            Order::Close(waiting) => {
+                self.waiting.push(waiting);
+                self.is_last = true;
+            }
+        }
+    }
+
+    fn is_due(&self, pace: &PartialPace) -> bool {
+        !self.waiting.is_empty() || self.parts.len() >= pace.max_items || self.bytes >= pace.max_bytes
+    }
+}
+
+impl PartialFlusher {
+    /// Stores until the stream is closed, every writer is dropped, the claim is lost or `stop` fires.
+    pub async fn run(mut self) {
+        let stop = self.stop.clone();
+        let end = tokio::select! {
+            biased;
+            () = stop.cancelled() => PartialError::Lost,
+            end = self.store_all() => end,
+        };
+        debug!(message.id = %self.claim.fence.id, %end, "stream of partial results ended");
+        // before the channel closes with self, so that a writer that is refused finds the reason
+        let _ = self.end.set(end);
+    }
+
+    async fn store_all(&mut self) -> PartialError {
+        while let Some(batch) = self.gather().await {
+            if let Err(end) = self.store(&batch.parts).await {
+                return end;
+            }
+            for waiting in batch.waiting {
+                // one that no longer waits does not mind
+                let _ = waiting.send(());
+            }
+            if batch.is_last {
+                break;
+            }
+        }
+        PartialError::Closed
+    }
+
+    /// What is to be stored next; none once no more can come.
+    async fn gather(&mut self) -> Option<Batch> {
+        let mut batch = Batch::default();
+        batch.add(self.incoming.recv().await?);
+        let due = Instant::now() + self.pace.flush_after;
+        while !batch.is_due(&self.pace) {
+            match timeout_at(due, self.incoming.recv()).await {
+                Ok(Some(order)) => batch.add(order),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some(batch)
+    }
+
+    /// Sends a batch until it stands; numbers make it safe to send again.
+    async fn store(&mut self, parts: &[String]) -> Result<(), PartialError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let PartialClaim { fence, holder, lease } = &self.claim;
+        let mut pause = SEND_AGAIN.0;
+        loop {
+            match timeout(PATIENCE, self.bus.emit(fence, holder, self.next_seq, parts, *lease)).await {
+                Ok(Ok(Some(stored))) => {
+                    self.next_seq = stored + 1;
+                    return Ok(());
+                }
+                Ok(Ok(None)) => return Err(PartialError::Lost),
+                Ok(Err(error)) if error.is_transient() => warn!(%error, "partial results not stored yet"),
+                Ok(Err(refused)) => return Err(PartialError::Refused(refused.to_string())),
+                Err(_elapsed) => warn!("partial results not stored yet, the database is silent"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(SEND_AGAIN.1);
+        }
+    }
+}
