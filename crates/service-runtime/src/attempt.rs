@@ -8,12 +8,12 @@ use cogo_telemetry::{BusMetrics, Outcome};
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::{
     Claim, Handler, HandlerError,
-    handler::Effect,
+    handler::{Effect, Streaming},
     leases::Leases,
     passing::{in_time, is_passing, silent},
     settle::Settler,
@@ -43,6 +43,8 @@ pub(crate) struct Attempts<H> {
     /// Longest wait for one answer of the database.
     pub(crate) patience: Duration,
     pub(crate) hard_stop: CancellationToken,
+    /// Where the streams of partial results run.
+    pub(crate) tracker: TaskTracker,
 }
 
 /// How an attempt ended.
@@ -92,7 +94,8 @@ impl<H: Handler> Attempts<H> {
             Ok((assignment, request)) => (assignment, Ok(request)),
             Err(reason) => (Assignment::default(), Err(reason)),
         };
-        let claim = Claim::new(claimed, assignment, holder, token);
+        let streaming = Streaming { bus: self.bus.clone(), lease: self.lease, tracker: self.tracker.clone() };
+        let claim = Claim::new(claimed, assignment, holder, token, streaming);
         let end = match request {
             Err(reason) => End::Failed(Failure { reason, retriable: false, retry_after: None }),
             Ok(request) => self.work(request, &claim).await,
@@ -101,7 +104,12 @@ impl<H: Handler> Attempts<H> {
     }
 
     async fn work(&self, request: H::Request, claim: &Claim) -> End {
-        let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind();
+        let handled = async {
+            let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind().await;
+            // readers get every part before the end
+            claim.close_partials().await;
+            handled
+        };
         let ttl = async {
             match claim.deadline() {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,

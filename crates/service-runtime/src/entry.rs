@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use axum::Router;
 use cogo_bus_core::{Bus, WakeUps};
+use cogo_contracts::exit_code::SUPERSEDED;
 use cogo_db::{PoolSettings, SchemaState};
 use cogo_registry_core::{Member, Standing};
 use cogo_telemetry::Guard;
@@ -84,7 +85,7 @@ fn run<S: Service>(version: &str, loaded: Loaded<S::Settings>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = format!("{error:#}"), "process ends with an error");
-            ExitCode::FAILURE
+            if error.is::<Superseded>() { ExitCode::from(SUPERSEDED) } else { ExitCode::FAILURE }
         }
     };
     guard.shutdown();
@@ -189,8 +190,20 @@ async fn let_go(tracker: &TaskTracker, pool: &PgPool) {
     }
 }
 
+/// The end of a process that must not be started again as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("Another process has taken this slot ({by}); give each replica its own COGO_AGENT_SLOT")]
+struct Superseded {
+    by: String,
+}
+
 /// Runs the parts of a service until the soft stop has ended them all, or until another process takes the slot.
-async fn work(parts: Vec<BoxFuture<'static, ()>>, member: &Member, health: &Health, stop: &Stop) -> anyhow::Result<()> {
+pub(crate) async fn work(
+    parts: Vec<BoxFuture<'static, ()>>,
+    member: &Member,
+    health: &Health,
+    stop: &Stop,
+) -> anyhow::Result<()> {
     let mut standing = member.standing();
     let watching = async {
         loop {
@@ -199,11 +212,7 @@ async fn work(parts: Vec<BoxFuture<'static, ()>>, member: &Member, health: &Heal
             health.ready.store(ready, Ordering::Relaxed);
             member.vitals().set_ready(ready);
             match now {
-                Standing::Superseded { by } => {
-                    anyhow::bail!(
-                        "Another process has taken this slot ({by}); give each replica its own COGO_AGENT_SLOT"
-                    )
-                }
+                Standing::Superseded { by } => return Err(Superseded { by }.into()),
                 Standing::Draining(_) if !stop.soft().is_cancelled() => {
                     info!("drained by an operator");
                     stop.soft().cancel();

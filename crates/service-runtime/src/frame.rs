@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use axum::Router;
 use cogo_bus_core::{Bus, WakeUps};
 use cogo_contracts::Route;
-use cogo_registry_core::{Member, Standing};
+use cogo_registry_core::{Follower, Member, Registry, Standing, View, ViewSettings};
 use cogo_telemetry::{BusMetrics, Exposition};
 use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Meter;
@@ -149,6 +149,16 @@ impl<S> Frame<S> {
     #[must_use]
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.member.standing()
+    }
+
+    /// A copy of the registry in this process's memory, kept current over a connection of its own until the hard stop.
+    /// Each call makes another one, so call it once and share what it answers.
+    #[must_use]
+    pub fn follow_registry(&self) -> View {
+        let registry = Registry::new(self.pool().clone());
+        let (follower, view) = Follower::new(&registry, ViewSettings::default());
+        self.tracker.spawn(follower.fed_by(&self.member).run(self.stop.hard().clone()));
+        view
     }
 
     /// The directories whose files this process may read.

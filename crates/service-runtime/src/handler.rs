@@ -1,14 +1,21 @@
 //! What a worker author writes, and what a handler knows of the message in its hands.
 
-use std::{future::Future, sync::Mutex, time::Duration};
+use std::{
+    future::Future,
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
 
-use cogo_bus_core::{Claimed, Completion, Error as BusError};
+use cogo_bus_core::{
+    Bus, Claimed, Completion, Error as BusError, PartialClaim, PartialError, PartialPace, PartialWriter,
+};
 use cogo_contracts::{Assignment, NewMessage, Route};
 use futures_util::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgConnection;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
 use uuid::Uuid;
 
 /// The work of one route.
@@ -78,6 +85,13 @@ impl From<BusError> for HandlerError {
     }
 }
 
+impl From<PartialError> for HandlerError {
+    fn from(error: PartialError) -> Self {
+        // a claim that is lost is worked on elsewhere; whatever is answered here is not written
+        if matches!(error, PartialError::Refused(_)) { Self::reject(error) } else { Self::retry(error) }
+    }
+}
+
 impl From<sqlx::Error> for HandlerError {
     fn from(error: sqlx::Error) -> Self {
         Self::retry(error)
@@ -87,6 +101,13 @@ impl From<sqlx::Error> for HandlerError {
 /// A write that stands or falls with the completion. It may be called again when a commit broke off.
 pub(crate) type Effect = Box<dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync>;
 
+/// Where the partial results of a claim go.
+pub(crate) struct Streaming {
+    pub(crate) bus: Bus,
+    pub(crate) lease: Duration,
+    pub(crate) tracker: TaskTracker,
+}
+
 /// A message in the hands of a handler.
 pub struct Claim {
     claimed: Claimed,
@@ -95,6 +116,8 @@ pub struct Claim {
     deadline: Option<Instant>,
     token: CancellationToken,
     outbox: Mutex<Outbox>,
+    streaming: Streaming,
+    partials: OnceLock<PartialWriter>,
 }
 
 #[derive(Default)]
@@ -104,10 +127,17 @@ struct Outbox {
 }
 
 impl Claim {
-    pub(crate) fn new(claimed: Claimed, assignment: Assignment, holder: String, token: CancellationToken) -> Self {
+    pub(crate) fn new(
+        claimed: Claimed,
+        assignment: Assignment,
+        holder: String,
+        token: CancellationToken,
+        streaming: Streaming,
+    ) -> Self {
         let deadline =
             claimed.remaining_ms.map(|left| Instant::now() + Duration::from_millis(left.max(0).unsigned_abs()));
-        Self { claimed, assignment, holder, deadline, token, outbox: Mutex::default() }
+        let (outbox, partials) = (Mutex::default(), OnceLock::new());
+        Self { claimed, assignment, holder, deadline, token, outbox, streaming, partials }
     }
 
     /// Id of the message: the key under which outside effects should be made only once.
@@ -177,6 +207,29 @@ impl Claim {
     /// What lists show of the result, instead of its first characters.
     pub fn summarize(&self, snippet: impl Into<String>) {
         self.outbox().completion.snippet = Some(snippet.into());
+    }
+
+    /// What readers of the task get before the reply: parts in order, gathered and stored with the claim's fence. All
+    /// that was written is stored before the attempt ends; another attempt starts anew.
+    pub fn partials(&self) -> PartialWriter {
+        let start = || {
+            let Streaming { bus, lease, tracker } = &self.streaming;
+            let claim = PartialClaim { fence: self.claimed.fence(), holder: self.holder.clone(), lease: *lease };
+            let (writer, flusher) =
+                PartialWriter::new(bus.clone(), claim, PartialPace::default(), self.token.child_token());
+            tracker.spawn(flusher.run());
+            writer
+        };
+        self.partials.get_or_init(start).clone()
+    }
+
+    /// Waits until every part stands, if there are any.
+    pub(crate) async fn close_partials(&self) {
+        if let Some(writer) = self.partials.get()
+            && let Err(error) = writer.close().await
+        {
+            debug!(%error, "partial results are not complete");
+        }
     }
 
     pub(crate) fn claimed(&self) -> &Claimed {

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, anyhow};
-use cogo_registry_core::{Heartbeat, HeartbeatSettings, Level, Member, Registration, Registry, detect_location};
+use cogo_registry_core::{
+    AgentKey, Heartbeat, HeartbeatSettings, Level, Member, Registration, Registry, detect_location,
+};
 use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -38,6 +40,10 @@ impl Identity {
         }
         if let Some(route) = S::ROUTE {
             registration = registration.capability(&format!("route:{}", route.on_shard(common.agent_shard)))?;
+        }
+        if !common.agent_key.reveal().is_empty() {
+            let key = AgentKey::parse(common.agent_key.reveal()).context("read COGO_AGENT_KEY")?;
+            registration = registration.key(&key);
         }
         Ok(Self { registration: registration.endpoint("http", &format!("http://{address}")) })
     }

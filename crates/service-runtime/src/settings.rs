@@ -82,6 +82,8 @@ pub struct FrameSettings {
     pub agent_shard: u16,
     /// Which replica this is; one owner per name and slot.
     pub agent_slot: u32,
+    /// Key by which this process joins the fleet; empty where its name needs none.
+    pub agent_key: Secret,
     /// Longest wait between two looks at the queue in ms, 10 to 3600000: the price of a lost wake-up.
     pub bus_poll_ms: u64,
     /// Lease of a claim in ms, 1000 to 3600000: a message of a worker that vanished is taken back after it.
@@ -117,6 +119,7 @@ impl Default for FrameSettings {
             max_connections: 8,
             agent_shard: 0,
             agent_slot: 0,
+            agent_key: Secret::default(),
             bus_poll_ms: 15_000,
             reclaim_after_ms: 30_000,
             concurrency: 8,

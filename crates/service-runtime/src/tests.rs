@@ -2,6 +2,8 @@
 
 mod ends;
 mod http;
+mod orders;
+mod partials;
 mod silence;
 
 use std::{
@@ -54,6 +56,20 @@ impl Handler for Obedient {
         match order.what.as_str() {
             "answer" => Ok(json!({"answer": claim.tenant()})),
             "panic" => panic!("as ordered"),
+            "stream" => {
+                for number in 1..=250 {
+                    claim.partials().write(&json!(number)).await?;
+                }
+                Ok(json!({}))
+            }
+            "stream and reject" => {
+                claim.partials().write(&json!("so far")).await?;
+                Err(HandlerError::rejected("as ordered"))
+            }
+            "stream and hang" => {
+                claim.partials().write(&json!("so far")).await?;
+                std::future::pending().await
+            }
             "reject" => Err(HandlerError::rejected("as ordered")),
             "hang" => std::future::pending().await,
             "too large" => Ok(json!((0..400_000_u32).map(|n| n.wrapping_mul(2_654_435_761)).collect::<Vec<_>>())),

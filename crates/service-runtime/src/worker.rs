@@ -21,6 +21,12 @@ use crate::{
 
 /// First pause after the database did not answer; it doubles up to the poll.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// First wait of a worker that found nothing after it had something to do; it grows up to the poll. Wake-ups of a busy
+/// route are thinned out, and this finds what came with one that was left out.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LOOKS_GROW: u32 = 4;
+/// Below this it does not ask when the next delayed message is due.
+const SOON: Duration = Duration::from_millis(50);
 /// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
 const FULL_RECHECK: Duration = Duration::from_secs(1);
 /// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
@@ -85,6 +91,7 @@ impl<H: Handler> Worker<H> {
             lease: pace.lease,
             patience: pace.patience,
             hard_stop: stop.hard().clone(),
+            tracker: tracker.clone(),
         };
         Self {
             attempts: Arc::new(attempts),
@@ -114,20 +121,27 @@ impl<H: Handler> Worker<H> {
         });
         info!(route = %self.route, concurrency = self.pace.concurrency, "worker started");
         let mut pause = FIRST_PAUSE;
+        let mut look = FIRST_LOOK;
         while let Some(holder) = self.active_holder().await {
-            let wait = match self.turn(&holder, &mut hints).await {
+            let turn = self.turn(&holder, &mut hints).await;
+            let full = matches!(turn, Turn::Full);
+            let wait = match turn {
                 Turn::Started => {
                     pause = FIRST_PAUSE;
+                    look = FIRST_LOOK;
                     continue;
                 }
                 Turn::Full => FULL_RECHECK,
-                Turn::Empty => self.until_next_due().await,
+                // what is due before the next look is found by it
+                Turn::Empty if look < SOON => look,
+                Turn::Empty => look.min(self.until_next_due().await),
                 Turn::Unreachable => {
                     pause = (pause * 2).min(self.pace.poll);
                     pause
                 }
             };
-            self.sleep(wait, &mut hints).await;
+            let woken = self.sleep(wait, full, &mut hints).await;
+            look = if woken { FIRST_LOOK } else { (look * LOOKS_GROW).min(self.pace.poll) };
         }
         self.pulse.retire();
         info!(route = %self.route, in_hand = self.attempts.leases.len(), "worker claims nothing new");
@@ -179,6 +193,12 @@ impl<H: Handler> Worker<H> {
         let claimed = match claimed {
             Ok(claimed) if claimed.is_empty() => return Turn::Empty,
             Ok(claimed) => claimed,
+            Err(cogo_bus_core::Error::Conflict { reason }) => {
+                // suspended, draining or gone, and the beat that tells of it is yet to come
+                debug!(reason, "the registry does not let this process claim");
+                self.member.ask_now();
+                return Turn::Unreachable;
+            }
             Err(error) => {
                 warn!(error = format!("{:#}", anyhow::Error::from(error)), "claim next messages");
                 return Turn::Unreachable;
@@ -211,16 +231,16 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Sleeps until there is a reason to look again.
-    async fn sleep(&mut self, wait: Duration, hints: &mut broadcast::Receiver<Wake>) {
+    /// Sleeps until there is a reason to look again; answers whether it was another one than the time.
+    async fn sleep(&mut self, wait: Duration, full: bool, hints: &mut broadcast::Receiver<Wake>) -> bool {
         let until = tokio::time::Instant::now() + wait;
         loop {
             tokio::select! {
-                () = self.stop.soft().cancelled() => return,
-                () = tokio::time::sleep_until(until) => return,
-                () = self.freed.notified() => return,
-                _ = self.standing.changed() => return,
-                hint = hints.recv() => if self.heed(hint) { return },
+                () = self.stop.soft().cancelled() => return true,
+                () = tokio::time::sleep_until(until) => return false,
+                () = self.freed.notified(), if full => return true,
+                _ = self.standing.changed() => return true,
+                hint = hints.recv() => if self.heed(hint) { return true },
             }
         }
     }
@@ -249,7 +269,7 @@ impl<H: Handler> Worker<H> {
                 false
             }
             Ok(Wake::CatchUp) | Err(broadcast::error::RecvError::Lagged(_)) => true,
-            Ok(Wake::Task(_)) | Err(broadcast::error::RecvError::Closed) => false,
+            Ok(Wake::Task(_) | Wake::Broadcast(_)) | Err(broadcast::error::RecvError::Closed) => false,
         }
     }
 

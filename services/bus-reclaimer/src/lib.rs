@@ -1,5 +1,7 @@
-//! Takes back what vanished workers held: leases that passed, agents that died, messages that outlived their time.
+//! Takes back what vanished workers held: leases that passed, agents that died, messages that outlived their time. Sends
+//! what schedules have to send.
 
+mod schedules;
 mod settings;
 
 use std::time::Duration;
@@ -8,6 +10,7 @@ use cogo_contracts::Route;
 use cogo_registry_core::Registry;
 use cogo_service_runtime::{Frame, Service};
 
+pub use schedules::fire_during;
 pub use settings::Settings;
 
 /// The process.
@@ -56,6 +59,17 @@ impl Service for BusReclaimer {
                 let outcome = registry.sweep(suspect_after, dead_after).await?;
                 let changed = outcome.suspected > 0 || outcome.died > 0;
                 Ok(changed.then(|| format!("{} agents suspect, {} dead", outcome.suspected, outcome.died)))
+            }
+        });
+        let bus = frame.bus().clone();
+        let turn = Duration::from_millis(settings.schedule_every_ms);
+        frame.chore("schedules", turn, move || {
+            let bus = bus.clone();
+            async move {
+                let fired = fire_during(&bus, batch, turn).await?;
+                let changed = fired.sent > 0 || fired.broken > 0;
+                Ok(changed
+                    .then(|| format!("sent {} scheduled messages, {} schedules broken", fired.sent, fired.broken)))
             }
         });
         Ok(())

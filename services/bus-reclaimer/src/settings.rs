@@ -13,11 +13,19 @@ pub struct Settings {
     pub suspect_after_ms: u64,
     /// Milliseconds without a beat after which an agent is dead and its messages are requeued.
     pub dead_after_ms: u64,
+    /// Milliseconds between two looks for new or changed schedules, 100 to 5000; what is known to be due is on time.
+    pub schedule_every_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { reclaim_every_ms: 1_000, reclaim_batch: 500, suspect_after_ms: 15_000, dead_after_ms: 30_000 }
+        Self {
+            reclaim_every_ms: 1_000,
+            reclaim_batch: 500,
+            suspect_after_ms: 15_000,
+            dead_after_ms: 30_000,
+            schedule_every_ms: 2_000,
+        }
     }
 }
 
@@ -27,7 +35,7 @@ impl Settings {
     /// # Errors
     /// When a number is out of its range; the text names its key.
     pub fn check(&self) -> Result<(), String> {
-        let Self { reclaim_every_ms, reclaim_batch, suspect_after_ms, dead_after_ms } = *self;
+        let Self { reclaim_every_ms, reclaim_batch, suspect_after_ms, dead_after_ms, schedule_every_ms } = *self;
         if reclaim_every_ms < 100 {
             return Err(format!("reclaim_every_ms is {reclaim_every_ms}, it must be at least 100"));
         }
@@ -38,6 +46,9 @@ impl Settings {
             return Err(format!(
                 "suspect_after_ms is {suspect_after_ms} and dead_after_ms {dead_after_ms}, the first must be at least 1 and the smaller one"
             ));
+        }
+        if !(100..=5_000).contains(&schedule_every_ms) {
+            return Err(format!("schedule_every_ms is {schedule_every_ms}, it must be 100 to 5000"));
         }
         Ok(())
     }
@@ -56,6 +67,8 @@ mod tests {
             (Settings { reclaim_batch: 10_001, ..Settings::default() }, "reclaim_batch is 10001"),
             (Settings { suspect_after_ms: 30_000, ..Settings::default() }, "suspect_after_ms is 30000"),
             (Settings { suspect_after_ms: 0, ..Settings::default() }, "suspect_after_ms is 0"),
+            (Settings { schedule_every_ms: 0, ..Settings::default() }, "schedule_every_ms is 0"),
+            (Settings { schedule_every_ms: 60_000, ..Settings::default() }, "schedule_every_ms is 60000"),
         ] {
             assert!(settings.check().is_err_and(|refusal| refusal.contains(key)), "{settings:?}");
         }

@@ -1,4 +1,4 @@
-//! Removes what is finished and old: whole tasks, then audit rows. Never an unfinished message.
+//! Removes what is finished and old: whole tasks, audit rows, partial results, artifacts. Never an unfinished message.
 
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Pause between two batches, so that retention never competes with the work.
 const BREATH: Duration = Duration::from_millis(50);
 
+/// Most artifacts removed in one transaction.
+const LARGE_BATCH: u32 = 100;
+
 /// Settings of retention.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
@@ -20,11 +23,22 @@ pub struct Settings {
     pub retention_every_ms: u64,
     /// Rows removed in one transaction, 1 to 100000.
     pub retention_batch: u32,
+    /// Hours that partial results are kept; the results themselves stand in the messages. At least 1.
+    pub retention_partials_hours: f64,
+    /// Days beyond `retention_days` that an artifact is kept after it was last put or read; a task that takes no longer
+    /// than this refers to it to the end. At least 1.
+    pub retention_artifacts_extra_days: f64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { retention_days: 14.0, retention_every_ms: 3_600_000, retention_batch: 1_000 }
+        Self {
+            retention_days: 14.0,
+            retention_every_ms: 3_600_000,
+            retention_batch: 1_000,
+            retention_partials_hours: 24.0,
+            retention_artifacts_extra_days: 16.0,
+        }
     }
 }
 
@@ -41,14 +55,15 @@ impl Service for BusRetention {
     type Settings = Settings;
 
     fn check(settings: &Settings) -> Result<(), String> {
-        let Settings { retention_days, retention_every_ms, retention_batch } = *settings;
+        let Settings { retention_days, retention_every_ms, retention_batch, .. } = *settings;
         if retention_every_ms < 1_000 {
             return Err(format!("retention_every_ms is {retention_every_ms}, it must be at least 1000"));
         }
         if !(1..=100_000).contains(&retention_batch) {
             return Err(format!("retention_batch is {retention_batch}, it must be 1 to 100000"));
         }
-        kept(retention_days).map(|_| ()).map_err(|error| error.to_string())
+        kept(retention_days).map_err(|error| error.to_string())?;
+        kept_by_reference(settings).map(|_| ()).map_err(|error| error.to_string())
     }
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
@@ -61,6 +76,23 @@ impl Service for BusRetention {
             async move {
                 let (messages, events) = remove(&bus, keep, batch).await?;
                 Ok((messages + events > 0).then(|| format!("removed {messages} messages and {events} audit rows")))
+            }
+        });
+        let (partials, artifacts) = kept_by_reference(&settings)?;
+        let bus = frame.bus().clone();
+        frame.chore("payload-retention", Duration::from_millis(settings.retention_every_ms), move || {
+            let bus = bus.clone();
+            async move {
+                let (parts, files) = remove_payloads(&bus, partials, artifacts, batch).await?;
+                Ok((parts + files > 0).then(|| format!("removed {parts} partial results and {files} artifacts")))
+            }
+        });
+        let bus = frame.bus().clone();
+        frame.chore("broadcast-retention", Duration::from_millis(settings.retention_every_ms), move || {
+            let bus = bus.clone();
+            async move {
+                let removed = remove_broadcasts(&bus, batch).await?;
+                Ok((removed > 0).then(|| format!("removed {removed} broadcasts that had expired")))
             }
         });
         let registry = Registry::new(frame.pool().clone());
@@ -101,6 +133,68 @@ pub async fn remove(bus: &Bus, keep: Duration, batch: u32) -> Result<(u64, u64),
     }
 }
 
+/// Removes partial results older than `partials` and artifacts unused for `artifacts`, batch by batch; safe to break off
+/// and to run twice. Answers how many of each went.
+///
+/// # Errors
+/// When a batch fails; earlier ones stand.
+pub async fn remove_payloads(
+    bus: &Bus,
+    partials: Duration,
+    artifacts: Duration,
+    batch: u32,
+) -> Result<(u64, u64), cogo_bus_core::Error> {
+    let mut parts = 0;
+    loop {
+        let removed = bus.retain_partials(partials, batch).await?;
+        parts += removed;
+        if removed < u64::from(batch) {
+            break;
+        }
+        tokio::time::sleep(BREATH).await;
+    }
+    // each may be 16 MiB, so fewer of them make a batch
+    let few = batch.min(LARGE_BATCH);
+    let mut files = 0;
+    loop {
+        let removed = bus.retain_artifacts(artifacts, few).await?;
+        files += removed;
+        if removed < u64::from(few) {
+            return Ok((parts, files));
+        }
+        tokio::time::sleep(BREATH).await;
+    }
+}
+
+/// How long partial results and artifacts are kept.
+fn kept_by_reference(settings: &Settings) -> anyhow::Result<(Duration, Duration)> {
+    let Settings { retention_partials_hours: hours, retention_artifacts_extra_days: extra, .. } = *settings;
+    let legal = hours.is_finite() && (1.0..=876_000.0).contains(&hours);
+    anyhow::ensure!(legal, "retention_partials_hours is {hours}, it must be 1 to 876000");
+    let legal = extra.is_finite() && (1.0..=36_500.0).contains(&extra);
+    anyhow::ensure!(legal, "retention_artifacts_extra_days is {extra}, it must be 1 to 36500");
+    let days = settings.retention_days;
+    // never longer than the message that they belong to
+    let hours = hours.min(days * 24.0);
+    Ok((Duration::from_secs_f64(hours * 3_600.0), Duration::from_secs_f64((days + extra) * 86_400.0)))
+}
+
+/// Removes every broadcast that has expired, batch by batch; safe to break off and to run twice. Answers how many went.
+///
+/// # Errors
+/// When a batch fails; earlier ones stand.
+pub async fn remove_broadcasts(bus: &Bus, batch: u32) -> Result<u64, cogo_bus_core::Error> {
+    let mut total = 0;
+    loop {
+        let removed = bus.retain_broadcasts(batch).await?;
+        total += removed;
+        if removed < u64::from(batch) {
+            return Ok(total);
+        }
+        tokio::time::sleep(BREATH).await;
+    }
+}
+
 fn kept(days: f64) -> anyhow::Result<Duration> {
     // a day is the least, so that a slip of the unit cannot empty the table
     let legal = days.is_finite() && (1.0..=36_500.0).contains(&days);
@@ -120,9 +214,19 @@ mod tests {
             (Settings { retention_batch: 0, ..Settings::default() }, "retention_batch is 0"),
             (Settings { retention_batch: 100_001, ..Settings::default() }, "retention_batch is 100001"),
             (Settings { retention_days: 0.0, ..Settings::default() }, "RETENTION_DAYS is 0"),
+            (Settings { retention_partials_hours: 0.5, ..Settings::default() }, "retention_partials_hours is 0.5"),
+            (Settings { retention_artifacts_extra_days: 0.5, ..Settings::default() }, "retention_artifacts_extra_days"),
         ] {
             assert!(BusRetention::check(&settings).is_err_and(|refusal| refusal.contains(key)), "{settings:?}");
         }
+    }
+
+    #[test]
+    fn payloads_are_kept_by_the_time_of_their_messages() {
+        let day = Duration::from_secs(86_400);
+        assert_eq!(kept_by_reference(&Settings::default()).unwrap(), (day, 30 * day));
+        let settings = Settings { retention_days: 2.0, retention_partials_hours: 100.0, ..Settings::default() };
+        assert_eq!(kept_by_reference(&settings).unwrap(), (2 * day, 18 * day));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, within: Duration) -> R
         let given = headers.get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("unreadable"));
         return Err(problems::not_json_type(given));
     }
-    let bytes = tokio::time::timeout(within, collect(body)).await.map_err(|_elapsed| problems::too_slow(within))??;
+    let bytes = read_bytes(body, MAX_BYTES, within, problems::too_large).await?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| problems::malformed(error.to_string()))?;
     match flaw(&value) {
         Some(flaw) => Err(problems::malformed(flaw)),
@@ -35,14 +35,25 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, within: Duration) -> R
     }
 }
 
-async fn collect(body: Body) -> Result<Vec<u8>, ApiError> {
+/// The bytes of a request, at most so many, if they arrive in time.
+pub(crate) async fn read_bytes(
+    body: Body,
+    most: usize,
+    within: Duration,
+    too_large: fn() -> ApiError,
+) -> Result<Vec<u8>, ApiError> {
+    let collected = tokio::time::timeout(within, collect(body, most, too_large)).await;
+    collected.map_err(|_elapsed| problems::too_slow(within))?
+}
+
+async fn collect(body: Body, most: usize, too_large: fn() -> ApiError) -> Result<Vec<u8>, ApiError> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(chunk) =
         stream.try_next().await.map_err(|_broken| ApiError::bad_request("The body could not be read"))?
     {
-        if bytes.len() + chunk.len() > MAX_BYTES {
-            return Err(problems::too_large());
+        if bytes.len() + chunk.len() > most {
+            return Err(too_large());
         }
         bytes.extend_from_slice(&chunk);
     }

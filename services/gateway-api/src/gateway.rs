@@ -7,22 +7,27 @@ use axum::{
     Json, Router,
     extract::State,
     middleware,
-    routing::{get, post},
+    routing::{get, post, put},
 };
 use cogo_bus_core::{Bus, WakeUps};
 use cogo_contracts::Task;
 use cogo_service_runtime::ApiError;
 use cogo_telemetry::BusMetrics;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
     Settings,
     access::{Access, Keys},
+    artifacts,
     intents::Intents,
     origin, problems, socket, sse, submit, tasks,
 };
+
+/// Uploads at once, each of at most 16 MiB; a quarter of a gigabyte is what a small machine can spare.
+const UPLOADS: usize = 16;
 
 /// What the front door needs of its process.
 #[derive(Debug, Clone)]
@@ -45,6 +50,7 @@ pub struct Gateway {
     keys: Keys,
     intents: Intents,
     watcher: String,
+    uploads: Semaphore,
 }
 
 impl Gateway {
@@ -55,7 +61,8 @@ impl Gateway {
     pub fn new(parts: Parts, settings: &Settings) -> anyhow::Result<Self> {
         let keys = Keys::parse(&settings.api_keys)?;
         let intents = Intents::new(parts.bus.pool().clone());
-        Ok(Self { parts, keys, intents, watcher: format!("gateway-api#{}", Uuid::now_v7().simple()) })
+        let watcher = format!("gateway-api#{}", Uuid::now_v7().simple());
+        Ok(Self { parts, keys, intents, watcher, uploads: Semaphore::new(UPLOADS) })
     }
 
     /// Whether it takes requests without a key.
@@ -89,6 +96,10 @@ impl Gateway {
         &self.intents
     }
 
+    pub(crate) fn uploads(&self) -> &Semaphore {
+        &self.uploads
+    }
+
     /// The task as the caller may see it; another tenant's is as absent as one that never was.
     pub(crate) async fn task(&self, id: Uuid, access: &Access) -> Result<Task, ApiError> {
         let task = problems::answered(self.parts.bus.task(id)).await?;
@@ -111,6 +122,8 @@ pub fn router(gateway: Arc<Gateway>) -> Router {
         .route("/tasks/{id}/result", get(tasks::result))
         .route("/tasks/{id}/stream", get(sse::stream))
         .route("/tasks/stream/{id}", get(socket::stream))
+        .route("/artifacts", put(artifacts::put))
+        .route("/artifacts/{digest}", get(artifacts::get))
         .fallback(async || problems::no_such_route())
         .method_not_allowed_fallback(async || problems::wrong_method())
         .layer(middleware::from_fn_with_state(Arc::clone(&gateway), origin::around))
@@ -131,6 +144,8 @@ async fn about(State(gateway): State<Arc<Gateway>>) -> Json<Value> {
             "DELETE /tasks/{id}",
             "GET /tasks/{id}/stream",
             "GET /tasks/stream/{id} (server-sent events or WebSocket)",
+            "PUT /artifacts",
+            "GET /artifacts/{digest}",
         ],
     }))
 }

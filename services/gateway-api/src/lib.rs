@@ -1,11 +1,13 @@
 //! The front door: takes questions and jobs in over HTTP, and lets callers follow them to their result.
 
 mod access;
+mod artifacts;
 mod body;
 mod follow;
 mod gateway;
 mod intents;
 mod origin;
+mod partials;
 mod problems;
 mod service;
 mod settings;

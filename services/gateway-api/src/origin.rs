@@ -19,10 +19,10 @@ use cogo_service_runtime::{ApiError, expect_this_machine};
 use crate::{Gateway, problems};
 
 const HEADERS: HeaderValue = HeaderValue::from_static(
-    "authorization, x-client-info, apikey, content-type, idempotency-key, traceparent, tracestate",
+    "authorization, x-client-info, apikey, content-type, idempotency-key, traceparent, tracestate, if-none-match, last-event-id",
 );
-const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
-const EXPOSED: HeaderValue = HeaderValue::from_static("location, retry-after");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS");
+const EXPOSED: HeaderValue = HeaderValue::from_static("location, retry-after, etag");
 /// Seconds for which a browser may remember a preflight; Chromium caps it at two hours.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("7200");
 /// Seconds after which a caller may ask again when the database was away.

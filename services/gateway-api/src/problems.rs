@@ -28,6 +28,25 @@ pub(crate) fn too_large() -> ApiError {
     problem.hint("Put larger data elsewhere and send its address").into()
 }
 
+pub(crate) fn artifact_too_large() -> ApiError {
+    let problem = Problem::new(413, "too-large", "Artifact too large", "The artifact is larger than 16 MiB");
+    problem.hint("Divide it, or put it elsewhere and send its address").into()
+}
+
+pub(crate) fn not_a_media_type() -> ApiError {
+    let detail = "The content type is not a media type of visible ASCII characters";
+    Problem::new(415, "unsupported-media-type", "Content type cannot be stored", detail).into()
+}
+
+pub(crate) fn busy() -> ApiError {
+    let detail = "As many uploads as this server takes at once are under way";
+    Problem::new(503, "busy", "Too many uploads at once", detail).into()
+}
+
+pub(crate) fn no_such_artifact() -> ApiError {
+    Problem::new(404, "no-such-artifact", "No such artifact", "There is no artifact under this digest").into()
+}
+
 pub(crate) fn too_slow(within: Duration) -> ApiError {
     Problem::new(408, "body-too-slow", "Body too slow", format!("The body did not arrive within {within:?}")).into()
 }

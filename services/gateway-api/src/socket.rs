@@ -21,6 +21,7 @@ use uuid::Uuid;
 use crate::{
     Gateway,
     access::{Access, Caller},
+    partials::Cursor,
     sse,
     steps::{self, Frame},
     tasks::TaskId,
@@ -53,7 +54,7 @@ pub(crate) async fn stream(
 async fn serve(mut socket: WebSocket, gateway: Arc<Gateway>, id: Uuid, access: Access) {
     let (out, mut frames) = mpsc::channel(steps::BACKLOG);
     let parts = gateway.parts().clone();
-    parts.tracker.spawn(steps::produce(gateway, id, access, out));
+    parts.tracker.spawn(steps::produce(gateway, id, access, Cursor::default(), out));
     let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     let mut ended = false;
     loop {

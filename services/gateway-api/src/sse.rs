@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     Gateway,
     access::{Access, Caller},
+    partials::Cursor,
     problems,
     steps::{self, Frame},
     tasks::TaskId,
@@ -25,6 +26,7 @@ use crate::{
 
 /// Proxies cut connections on which nothing moves for 30 s or more.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const LAST_EVENT_ID: &str = "last-event-id";
 /// What a browser waits before it connects again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -51,7 +53,7 @@ pub(crate) async fn events(
     // a task that cannot be seen is a plain 404 and not a stream that breaks off
     gateway.task(id, &access).await?;
     let (out, frames) = mpsc::channel(steps::BACKLOG);
-    gateway.parts().tracker.spawn(steps::produce(Arc::clone(&gateway), id, access, out));
+    gateway.parts().tracker.spawn(steps::produce(Arc::clone(&gateway), id, access, cursor(headers), out));
     let hello = stream::once(async { Event::default().retry(RECONNECT) });
     let frames = stream::unfold(frames, async |mut frames| frames.recv().await.map(|frame| (event(&frame), frames)));
     let events = hello.chain(frames).map(Ok::<Event, Infallible>);
@@ -59,7 +61,16 @@ pub(crate) async fn events(
 }
 
 fn event(frame: &Frame) -> Event {
-    Event::default().event(frame.name()).data(frame.json())
+    let event = Event::default().event(frame.name()).data(frame.json());
+    match frame.cursor() {
+        Some(cursor) => event.id(cursor),
+        None => event,
+    }
+}
+
+/// Where a browser that was cut off goes on.
+fn cursor(headers: &HeaderMap) -> Cursor {
+    headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).map(Cursor::parse).unwrap_or_default()
 }
 
 fn takes_events(headers: &HeaderMap) -> bool {

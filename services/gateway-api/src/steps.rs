@@ -2,14 +2,22 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use cogo_bus_core::Partial;
 use cogo_contracts::{Step, Task, TaskStatus};
 use cogo_service_runtime::ApiError;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::{Gateway, access::Access, follow::Follow, tasks::Ending};
+use crate::{
+    Gateway,
+    access::Access,
+    follow::Follow,
+    partials::{Cursor, Partials},
+    tasks::Ending,
+};
 
 /// Frames held for a slow reader; the next read of the task waits for room.
 pub(crate) const BACKLOG: usize = 16;
@@ -30,6 +38,20 @@ pub(crate) enum Frame {
         /// The step.
         step: Box<Step>,
     },
+    /// A part of a step's result, before the step is done; when its attempt changes, the parts before are void.
+    Partial {
+        /// The step.
+        message_id: Uuid,
+        /// The attempt that it belongs to.
+        attempt: i16,
+        /// Place within the attempt, from 1.
+        seq: i32,
+        /// The part.
+        content: Value,
+        /// From where a reader that was cut off goes on.
+        #[serde(skip)]
+        cursor: String,
+    },
     /// The task has ended; always the last.
     End(Ending),
 }
@@ -39,7 +61,16 @@ impl Frame {
         match self {
             Self::Snapshot { .. } => "snapshot",
             Self::Step { .. } => "step",
+            Self::Partial { .. } => "partial",
             Self::End(_) => "end",
+        }
+    }
+
+    /// Where a reader goes on that has had this frame; other frames come again as a snapshot.
+    pub(crate) fn cursor(&self) -> Option<&str> {
+        match self {
+            Self::Partial { cursor, .. } => Some(cursor),
+            _ => None,
         }
     }
 
@@ -48,12 +79,19 @@ impl Frame {
     }
 }
 
-/// Sends the frames of a task until its end, the reader's end or the stop.
-pub(crate) async fn produce(gateway: Arc<Gateway>, id: Uuid, access: Access, out: mpsc::Sender<Frame>) {
+impl From<(Partial, String)> for Frame {
+    fn from((partial, cursor): (Partial, String)) -> Self {
+        let Partial { message_id, attempt, seq, content, .. } = partial;
+        Self::Partial { message_id, attempt, seq, content, cursor }
+    }
+}
+
+/// Sends the frames of a task, its parts from `after` on, until its end, the reader's end or the stop.
+pub(crate) async fn produce(gateway: Arc<Gateway>, id: Uuid, access: Access, after: Cursor, out: mpsc::Sender<Frame>) {
     tokio::select! {
         () = out.closed() => {}
         () = gateway.parts().stop.cancelled() => {}
-        ended = frames(&gateway, id, &access, &out) => {
+        ended = frames(&gateway, id, &access, after, &out) => {
             if let Err(error) = ended {
                 warn!(task.id = %id, error = error.0.detail, "stream of task {id} ended early");
             }
@@ -61,28 +99,65 @@ pub(crate) async fn produce(gateway: Arc<Gateway>, id: Uuid, access: Access, out
     }
 }
 
-async fn frames(gateway: &Gateway, id: Uuid, access: &Access, out: &mpsc::Sender<Frame>) -> Result<(), ApiError> {
+async fn frames(
+    gateway: &Gateway,
+    id: Uuid,
+    access: &Access,
+    after: Cursor,
+    out: &mpsc::Sender<Frame>,
+) -> Result<(), ApiError> {
     let mut follow = Follow::start(gateway, id).await?;
-    let mut seen = Seen::default();
+    let (mut seen, mut partials) = (Seen::default(), Partials::after(after));
     loop {
-        match gateway.task(id, access).await {
-            Ok(task) => {
-                let ended = task.status.is_terminal();
-                for frame in seen.changes(task) {
-                    if out.send(frame).await.is_err() {
-                        return Ok(());
-                    }
-                }
-                if ended {
-                    return Ok(());
-                }
-            }
+        match look(gateway, id, access, (&mut seen, &mut partials), out).await {
+            Ok(Look::Over) => return Ok(()),
+            Ok(Look::GoesOn) => {}
             // the reader stays connected while the database is away
             Err(error) if error.0.status == 503 => {}
             Err(error) => return Err(error),
         }
         follow.wait(None).await;
     }
+}
+
+enum Look {
+    GoesOn,
+    /// The task or its reader has ended.
+    Over,
+}
+
+/// Sends what is new: steps, then parts, then the end.
+async fn look(
+    gateway: &Gateway,
+    id: Uuid,
+    access: &Access,
+    (seen, partials): (&mut Seen, &mut Partials),
+    out: &mpsc::Sender<Frame>,
+) -> Result<Look, ApiError> {
+    let task = gateway.task(id, access).await?;
+    for frame in seen.changes(&task) {
+        if out.send(frame).await.is_err() {
+            return Ok(Look::Over);
+        }
+    }
+    loop {
+        // read after the task, so that those of an ended task are all there
+        let parts = partials.next(gateway, &task).await?;
+        if parts.is_empty() {
+            break;
+        }
+        for part in parts {
+            if out.send(part.into()).await.is_err() {
+                return Ok(Look::Over);
+            }
+        }
+    }
+    if !task.status.is_terminal() {
+        return Ok(Look::GoesOn);
+    }
+    // a reader that left does not miss it
+    let _ = out.send(Frame::End(Ending::from(&task))).await;
+    Ok(Look::Over)
 }
 
 /// What the reader has been told.
@@ -93,24 +168,22 @@ struct Seen {
 
 impl Seen {
     /// What the reader must be told, in order.
-    fn changes(&mut self, task: Task) -> Vec<Frame> {
-        let end = task.status.is_terminal().then(|| Frame::End(Ending::from(&task)));
+    fn changes(&mut self, task: &Task) -> Vec<Frame> {
         let mut frames = Vec::new();
         match &mut self.steps {
             None => {
                 self.steps = Some(task.steps.iter().map(|step| (step.id, step.clone())).collect());
-                frames.push(Frame::Snapshot { task: Box::new(task) });
+                frames.push(Frame::Snapshot { task: Box::new(task.clone()) });
             }
             Some(known) => {
-                for step in task.steps {
-                    if known.get(&step.id) != Some(&step) {
+                for step in &task.steps {
+                    if known.get(&step.id) != Some(step) {
                         known.insert(step.id, step.clone());
-                        frames.push(Frame::Step { task_status: task.status, step: Box::new(step) });
+                        frames.push(Frame::Step { task_status: task.status, step: Box::new(step.clone()) });
                     }
                 }
             }
         }
-        frames.extend(end);
         frames
     }
 }

@@ -6,7 +6,9 @@ mod it {
     mod support;
 
     mod access;
+    mod artifacts;
     mod bad_input;
+    mod partials;
     mod process;
     mod results;
     mod streams;

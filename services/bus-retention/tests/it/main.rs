@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, ClaimRequest, Completion};
+use cogo_bus_core::{Bus, ClaimRequest, Completion, NewBroadcast};
 use cogo_contracts::{NewMessage, Route, Tenant};
 use serde_json::json;
 
@@ -29,4 +29,39 @@ async fn batches_remove_all_that_is_finished_and_nothing_else() {
             .await
             .unwrap();
     assert_eq!(left, [("claimed".to_owned(), 5), ("queued".to_owned(), 5)]);
+}
+
+#[tokio::test]
+async fn payloads_go_once_they_are_old_and_no_message_with_them() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let tenant = Tenant::new("t").unwrap();
+    bus.enqueue(&NewMessage::new(ROUTE, Some(tenant.clone()), json!({}))).await.unwrap();
+    let lease = Duration::from_secs(30);
+    let request = ClaimRequest { route: &ROUTE, holder: "w", instance: None, max_messages: 1, lease };
+    let claimed = bus.claim(&request).await.unwrap().remove(0);
+    let parts: Vec<String> = (0..11).map(|part| part.to_string()).collect();
+    bus.emit(&claimed.fence(), "w", 1, &parts, lease).await.unwrap().unwrap();
+    for number in 0..7_u8 {
+        bus.put_artifact(&tenant, "text/plain", &[number]).await.unwrap();
+    }
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(cogo_bus_retention::remove_payloads(&bus, hour, hour, 4).await.unwrap(), (0, 0));
+    assert_eq!(cogo_bus_retention::remove_payloads(&bus, Duration::ZERO, hour, 4).await.unwrap(), (11, 0));
+    assert_eq!(cogo_bus_retention::remove_payloads(&bus, hour, Duration::ZERO, 4).await.unwrap(), (0, 7));
+    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+}
+
+#[tokio::test]
+async fn expired_broadcasts_go_in_batches_and_others_stay() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let news = NewBroadcast::new("news", Tenant::new("t").unwrap(), json!({}));
+    for _ in 0..7 {
+        bus.publish(&NewBroadcast { ttl: Some(Duration::from_millis(1)), ..news.clone() }).await.unwrap();
+    }
+    bus.publish(&news).await.unwrap();
+    sqlx::query("select pg_sleep(0.01)").execute(&database.pool).await.unwrap();
+    assert_eq!(cogo_bus_retention::remove_broadcasts(&bus, 2).await.unwrap(), 7);
+    assert_eq!(cogo_bus_retention::remove_broadcasts(&bus, 2).await.unwrap(), 0);
 }

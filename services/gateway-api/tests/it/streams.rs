@@ -14,29 +14,39 @@ use super::support::{Door, door};
 const SOON: Duration = Duration::from_secs(10);
 
 /// Events of a stream, one JSON value each with its name.
-struct Events {
+pub(super) struct Events {
     chunks: BoxStream<'static, String>,
     pending: String,
+    /// Id of the last event that had one.
+    pub(super) last_id: Option<String>,
 }
 
 impl Events {
-    async fn open(door: &Door, path: &str) -> Self {
-        let request = Request::builder().uri(path).header("accept", "text/event-stream");
+    pub(super) async fn open(door: &Door, path: &str) -> Self {
+        Self::open_after(door, path, None).await
+    }
+
+    pub(super) async fn open_after(door: &Door, path: &str, last_id: Option<&str>) -> Self {
+        let mut request = Request::builder().uri(path).header("accept", "text/event-stream");
+        if let Some(last_id) = last_id {
+            request = request.header("last-event-id", last_id);
+        }
         let response = door.raw(request.body(Body::empty()).unwrap()).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         let stream = response.into_body().into_data_stream();
         let chunks = stream.map(|chunk| String::from_utf8(chunk.unwrap().to_vec()).unwrap()).boxed();
-        Self { chunks, pending: String::new() }
+        Self { chunks, pending: String::new(), last_id: None }
     }
 
     /// The next event with data; none at the end of the stream.
-    async fn next(&mut self) -> Option<(String, Value)> {
+    pub(super) async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             while let Some((event, rest)) = self.pending.split_once("\n\n") {
                 let event = event.to_owned();
                 self.pending = rest.to_owned();
                 let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned));
+                self.last_id = field("id: ").or(self.last_id.take());
                 if let (Some(name), Some(data)) = (field("event: "), field("data: ")) {
                     return Some((name, serde_json::from_str(&data).unwrap()));
                 }

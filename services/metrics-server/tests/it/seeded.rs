@@ -81,12 +81,13 @@ pub(crate) async fn refused(server: &Router, address: &str, status: u16) -> Valu
     problem
 }
 
-/// Rows in every status on two routes, with times that no function of the bus would give so exactly.
+/// Rows in every status on two routes, with times that no function of the bus would give so exactly, and what stands beside
+/// them on the bus.
 ///
 /// Done on rag/embed/0 within the window: 100 with latencies of 1 to 100 ms and waits of half of that.
 pub(crate) async fn seed(pool: &PgPool) {
     let statements = [
-        "alter table public.agent_messages disable trigger before_insert",
+        "alter table public.agent_messages disable trigger user",
         "insert into public.agent_messages (id, root_id, service, role, tenant, payload, status, attempts, claimed_by,
                 created_at, claimed_at, done_at)
          select id, id, 'rag', 'embed', 'acme', '{}', 'done', 1, 'rag-embed/0#1',
@@ -121,7 +122,14 @@ pub(crate) async fn seed(pool: &PgPool) {
         "insert into public.agent_messages (id, root_id, service, role, tenant, payload, status, done_at)
          select id, id, 'kg', 'build', 'acme', '{}', 'cancelled', clock_timestamp() - interval '1 hour'
            from (select bus.uuid_v7() as id from generate_series(1, 6)) as taken_back",
-        "alter table public.agent_messages enable trigger before_insert",
+        "alter table public.agent_messages enable trigger user",
+        "select bus.place(array(select id from public.agent_messages where status = 'queued'))",
+        "insert into bus.claims (holder, lane, route, claimed_at, lease_until, remaining, ids, attempts)
+         select claimed_by, bus.lane('gateway/chat/0'), 'gateway/chat/0', min(claimed_at), min(lease_until), count(*),
+                array_agg(id), array_agg(attempts)
+           from public.agent_messages where status = 'claimed' group by claimed_by",
+        "insert into bus.dead_letters (id, failed_at, route, tenant)
+         select id, done_at, 'gateway/chat/0', tenant from public.agent_messages where status = 'failed'",
     ];
     for statement in statements {
         sqlx::query(statement).execute(pool).await.unwrap();
