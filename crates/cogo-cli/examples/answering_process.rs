@@ -5,14 +5,10 @@ use std::{
     net::TcpListener,
 };
 
-/// Its port before the offset, as in the list that the tests write.
-const PORT: u16 = 20_000;
-
 fn main() -> std::io::Result<()> {
-    let offset: u16 = std::env::var_os("COGO_PORT_OFFSET")
-        .and_then(|offset| offset.into_string().ok()?.parse().ok())
-        .unwrap_or_default();
-    let listener = TcpListener::bind(("127.0.0.1", PORT + offset))?;
+    let port = std::env::var_os("COGO_PORT").and_then(|port| port.into_string().ok()?.parse().ok());
+    let port: u16 = port.ok_or_else(|| std::io::Error::other("COGO_PORT is not set"))?;
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
     for stream in listener.incoming() {
         let mut stream = stream?;
         let mut request = [0; 1024];

@@ -56,6 +56,12 @@ pub(crate) enum Command {
     Up(command::up::Up),
     Down(command::down::Down),
     Status(command::status::Status),
+    Tree(command::tree::Tree),
+    Drain(command::steer::Drain),
+    Suspend(command::pause::Suspend),
+    Resume(command::pause::Resume),
+    Restart(command::steer::Restart),
+    Scale(command::steer::Scale),
     Migrate(command::migrate::Migrate),
     Doctor(command::doctor::Doctor),
     Index(command::index::Index),
@@ -64,6 +70,8 @@ pub(crate) enum Command {
     Tail(command::tail::Tail),
     Trace(command::trace::Trace),
     Dlq(command::dead_letters::DeadLetters),
+    Schedule(command::schedule::Schedules),
+    Route(command::route::Routes),
     Agents(command::agents::Agents),
     Bench(command::bench::Bench),
     Version(command::version::Version),
@@ -108,7 +116,7 @@ mod tests {
             }
             leaves.push(path.to_owned());
         });
-        for expected in ["cogo up", "cogo dlq replay", "cogo bench idle", "cogo trace", "cogo version"] {
+        for expected in ["cogo up", "cogo dlq replay", "cogo bench idle", "cogo trace", "cogo tree", "cogo version"] {
             assert!(leaves.iter().any(|leaf| leaf == expected), "{expected} is missing");
         }
     }

@@ -87,6 +87,15 @@ impl Output {
         Ok(stdout.flush()?)
     }
 
+    /// An empty screen for what is shown again and again; nothing where no terminal shows it.
+    pub(crate) fn clear_screen(&self) -> Result<(), Failure> {
+        if !io::stdout().is_terminal() {
+            return Ok(());
+        }
+        // to the upper left, then clear what is below
+        Ok(io::stdout().lock().write_all(b"\x1b[H\x1b[J")?)
+    }
+
     /// One JSON value on one line.
     pub(crate) fn value(&self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string(value).map_err(|error| Failure::failed("Encode JSON").because(&error))?;

@@ -35,8 +35,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 async fn obey(command: Command, context: &Context) -> Result<(), Failure> {
-    // these two are ended by a signal in good order, by themselves
-    let ends_itself = matches!(command, Command::Up(_) | Command::Tail(_));
+    // these are ended by a signal in good order, by themselves
+    let ends_itself = matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_));
     let work = Box::pin(dispatch(command, context));
     if ends_itself {
         return work.await;
@@ -52,6 +52,12 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Up(up) => Box::pin(up.run(context)).await,
         Command::Down(down) => Box::pin(down.run(context)).await,
         Command::Status(status) => Box::pin(status.run(context)).await,
+        Command::Tree(tree) => Box::pin(tree.run(context)).await,
+        Command::Drain(drain) => Box::pin(drain.run(context)).await,
+        Command::Suspend(suspend) => Box::pin(suspend.run(context)).await,
+        Command::Resume(resume) => Box::pin(resume.run(context)).await,
+        Command::Restart(restart) => Box::pin(restart.run(context)).await,
+        Command::Scale(scale) => Box::pin(scale.run(context)).await,
         Command::Migrate(migrate) => Box::pin(migrate.run(context)).await,
         Command::Doctor(doctor) => Box::pin(doctor.run(context)).await,
         Command::Index(index) => Box::pin(index.run(context)).await,
@@ -60,6 +66,8 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Tail(tail) => Box::pin(tail.run(context)).await,
         Command::Trace(trace) => Box::pin(trace.run(context)).await,
         Command::Dlq(dead_letters) => Box::pin(dead_letters.run(context)).await,
+        Command::Schedule(schedules) => Box::pin(schedules.run(context)).await,
+        Command::Route(routes) => Box::pin(routes.run(context)).await,
         Command::Agents(agents) => Box::pin(agents.run(context)).await,
         Command::Bench(bench) => Box::pin(bench.run(context)).await,
         Command::Version(version) => version.run(context),

@@ -55,9 +55,6 @@ pub(crate) struct BenchBus {
     /// How long producers and consumers work at once.
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=3600))]
     mixed_seconds: u16,
-    /// Let the sender make the ids, instead of the database.
-    #[arg(long)]
-    client_ids: bool,
     /// Directory with one `<peer>/run.sh` each, measured in turn with the bus.
     #[arg(long, value_name = "DIR")]
     peers: Option<PathBuf>,
@@ -114,7 +111,6 @@ impl BenchBus {
             producers: self.producers,
             batch: self.batch,
             payload_bytes: self.payload_bytes,
-            client_ids: self.client_ids,
         }
     }
 }
@@ -195,7 +191,7 @@ mod tests {
     #[test]
     fn a_small_run_loses_nothing_and_has_every_figure() {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-        let plan = Plan { messages: 300, consumers: 2, producers: 2, batch: 50, payload_bytes: 100, client_ids: false };
+        let plan = Plan { messages: 300, consumers: 2, producers: 2, batch: 50, payload_bytes: 100 };
         let run = runtime.block_on(async {
             let database = cogo_test_support::database().await;
             let run = Box::pin(all_phases(&database.url, plan, 3, Duration::from_millis(300))).await;

@@ -240,8 +240,9 @@ impl BenchDatabase {
 
     pub(crate) async fn size_of_messages(&self) -> Result<Size, Failure> {
         let size = sqlx::query_as(
-            "select pg_table_size('public.agent_messages')::float8 as table,
-                    pg_indexes_size('public.agent_messages')::float8 as indexes",
+            "select sum(pg_table_size(part.relid))::float8 as table, sum(pg_indexes_size(part.relid))::float8 as indexes
+               from (select relid from pg_partition_tree('public.agent_messages')
+                     union all select unnest(array['bus.ready', 'bus.claims']::regclass[])) as part",
         );
         Ok(size.fetch_one(&self.pool).await?)
     }
@@ -255,14 +256,19 @@ impl BenchDatabase {
                 sqlx::query(statement).bind(part).execute(&self.pool).await?;
             }
         }
+        // the planner knows nothing of tables that were just filled
+        sqlx::query("analyze bench.sent, bench.acknowledged, public.agent_messages").execute(&self.pool).await?;
         let account = sqlx::query_as(
             "select (select count(*) from bench.sent) as sent,
-                    (select count(*) from bench.sent s
-                      where not exists (select from public.agent_messages m where m.id = s.id and m.status = 'done')
-                         or not exists (select from bench.acknowledged a where a.id = s.id)) as lost,
+                    (select count(*)
+                       from bench.sent s
+                       left join public.agent_messages m on m.id = s.id and m.status = 'done'
+                       left join (select distinct id from bench.acknowledged) a on a.id = s.id
+                      where m.id is null or a.id is null) as lost,
                     (select count(*) - count(distinct a.id) from bench.acknowledged a)
-                      + (select count(*) from public.agent_messages m
-                          where m.attempts > 1 or not exists (select from bench.sent s where s.id = m.id)) as duplicated",
+                      + (select count(*)
+                           from public.agent_messages m left join bench.sent s on s.id = m.id
+                          where m.attempts > 1 or s.id is null) as duplicated",
         );
         Ok(account.fetch_one(&self.pool).await?)
     }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cogo_bus_core::{Bus, ClaimRequest, Completion, Fence};
+use cogo_bus_core::{Bus, ClaimRequest, Completion, Fence, WakeUps};
 use cogo_contracts::{NewMessage, Route, Tenant};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -40,7 +40,6 @@ pub(crate) struct Plan {
     pub(crate) producers: u16,
     pub(crate) batch: u16,
     pub(crate) payload_bytes: u32,
-    pub(crate) client_ids: bool,
 }
 
 impl Plan {
@@ -215,14 +214,18 @@ impl Load {
     }
 
     /// One message to the route of the load.
-    pub(crate) async fn send_one(&self) -> Result<Uuid, Failure> {
-        self.send_one_to(WORK).await
+    pub(crate) async fn send_one(&self) -> Result<(), Failure> {
+        let sent = self.bus.enqueue(&self.message(WORK, 0)?).await?;
+        self.remember(&[sent.id]);
+        Ok(())
     }
 
-    pub(crate) async fn send_one_to(&self, route: Route) -> Result<Uuid, Failure> {
-        let sent = self.bus.enqueue(&self.message(route, 0)?).await?;
-        self.remember(&[sent.id]);
-        Ok(sent.id)
+    /// One message there and back; answers its id once the sender has the reply.
+    pub(crate) async fn ask(&self, route: Route, patience: Duration, wakeups: &WakeUps) -> Result<Uuid, Failure> {
+        let reply = self.bus.request(&self.message(route, 0)?, patience, wakeups).await;
+        let reply = reply.map_err(|error| Failure::failed("A ping did not come back").because(&error))?;
+        self.remember(&[reply.id]);
+        Ok(reply.id)
     }
 
     async fn send_batch(&self, size: u32) -> Result<(), Failure> {
@@ -234,9 +237,7 @@ impl Load {
 
     fn message(&self, route: Route, number: u32) -> Result<NewMessage, Failure> {
         let tenant: Tenant = "default".parse().map_err(|error| Failure::failed("Name the tenant").because(&error))?;
-        let mut message = NewMessage::new(route, Some(tenant), self.plan.payload(number));
-        message.id = self.plan.client_ids.then(Uuid::now_v7);
-        Ok(message)
+        Ok(NewMessage::new(route, Some(tenant), self.plan.payload(number)))
     }
 
     fn remember(&self, ids: &[Uuid]) {
@@ -280,8 +281,7 @@ fn as_f64(count: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const PLAN: Plan =
-        Plan { messages: 250, consumers: 1, producers: 1, batch: 100, payload_bytes: 300, client_ids: true };
+    const PLAN: Plan = Plan { messages: 250, consumers: 1, producers: 1, batch: 100, payload_bytes: 300 };
 
     #[test]
     fn batches_make_up_the_messages() {

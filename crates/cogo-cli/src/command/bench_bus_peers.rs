@@ -121,8 +121,7 @@ mod tests {
 
     use super::*;
 
-    const PLAN: Plan =
-        Plan { messages: 100, consumers: 2, producers: 1, batch: 50, payload_bytes: 300, client_ids: false };
+    const PLAN: Plan = Plan { messages: 100, consumers: 2, producers: 1, batch: 50, payload_bytes: 300 };
 
     #[tokio::test]
     async fn a_peer_gets_its_settings_and_a_broken_one_is_reported() {

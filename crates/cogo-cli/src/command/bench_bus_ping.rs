@@ -28,11 +28,11 @@ use crate::{
 const PING: Route = Route::constant("bench", "ping");
 /// Between two pings of an idle bus, as in the scripts of the peers.
 const PAUSE: Duration = Duration::from_millis(5);
-/// A hint that was lost costs at most this.
-const POLL: Duration = Duration::from_millis(250);
+/// First and longest wait of a worker without work.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_secs(15);
 /// A ping that does not come back is a defect, not a slow one.
 const PATIENCE: Duration = Duration::from_secs(20);
-const INTEREST: Duration = Duration::from_secs(60);
 /// Single messages a second while pings are measured under load.
 const LOAD_PER_S: u32 = 2000;
 
@@ -91,7 +91,7 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     let wakeups = WakeUps::default();
     let (mut hints, worker_hints) = (wakeups.subscribe(), wakeups.subscribe());
     let mut background = JoinSet::new();
-    background.spawn(wakeups.run(load.bus.pool().clone(), stop));
+    background.spawn(wakeups.clone().run(load.bus.pool().clone(), stop));
     // the first hint says that the subscription is open
     tokio::time::timeout(PATIENCE, hints.recv()).await.map_err(|_elapsed| late())?.ok();
     let (claims, mut claimed) = mpsc::unbounded_channel();
@@ -101,8 +101,7 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     let (mut claimed_ms, mut seen_ms) = (Vec::new(), Vec::new());
     for _ in 0..samples {
         let began = Instant::now();
-        let id = load.send_one_to(PING).await?;
-        tokio::time::timeout(PATIENCE, seen_done(load, &mut hints, id)).await.map_err(|_elapsed| late())??;
+        let id = load.ask(PING, PATIENCE, &wakeups).await?;
         seen_ms.push(milliseconds(began.elapsed()));
         while let Ok((of, at)) = claimed.try_recv() {
             if of == id {
@@ -125,19 +124,6 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     })
 }
 
-/// The sender's side: interest, a look, and a look again at each hint.
-async fn seen_done(load: &Load, hints: &mut broadcast::Receiver<Wake>, id: Uuid) -> Result<(), Failure> {
-    load.bus.watch(id, "bench", INTEREST).await?;
-    loop {
-        let task = load.bus.task(id).await?.ok_or_else(|| Failure::not_found("A ping is not in the table"))?;
-        if task.status.is_terminal() {
-            return Ok(());
-        }
-        let about = hint(hints, |wake| matches!(wake, Wake::Task(root) if *root == id));
-        let _looked_anyway = tokio::time::timeout(POLL, about).await;
-    }
-}
-
 /// The worker's side, until nobody wants to know any more.
 async fn work(
     load: Load,
@@ -146,11 +132,16 @@ async fn work(
 ) -> Result<(), Failure> {
     let route = PING.to_string();
     let holder = format!("bench/ping#{}", std::process::id());
+    let mut look = FIRST_LOOK;
     loop {
         let worked = load.work(&PING, &holder).await?;
         if worked.is_empty() {
+            // as the worker loop of a process does
             let ready = hint(&mut hints, |wake| matches!(wake, Wake::Ready(of) if *of == route));
-            let _looked_anyway = tokio::time::timeout(POLL, ready).await;
+            let woken = tokio::time::timeout(look, ready).await.is_ok();
+            look = if woken { FIRST_LOOK } else { (look * 4).min(POLL) };
+        } else {
+            look = FIRST_LOOK;
         }
         for claim in worked {
             if claims.send(claim).is_err() {

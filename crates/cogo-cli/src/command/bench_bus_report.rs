@@ -64,7 +64,6 @@ pub(crate) struct Report {
     consumers: u16,
     batch: u16,
     payload_bytes: u32,
-    client_ids: bool,
     server: ServerSettings,
     enqueue_per_s: f64,
     enqueue_single_per_s: f64,
@@ -113,7 +112,6 @@ impl Report {
             consumers: plan.consumers,
             batch: plan.batch,
             payload_bytes: plan.payload_bytes,
-            client_ids: plan.client_ids,
             server,
             enqueue_per_s: of(|run| run.enqueue_per_s),
             enqueue_single_per_s: of(|run| run.single_per_s),
@@ -269,7 +267,7 @@ mod tests {
     }
 
     fn report(runs: &[OneRun]) -> Report {
-        let plan = Plan { messages: 10, consumers: 1, producers: 1, batch: 5, payload_bytes: 300, client_ids: false };
+        let plan = Plan { messages: 10, consumers: 1, producers: 1, batch: 5, payload_bytes: 300 };
         let server = ServerSettings { version: "15".to_owned(), shared_buffers: "1MB".to_owned(), durable: true };
         Report::new(plan, server, runs, &[])
     }

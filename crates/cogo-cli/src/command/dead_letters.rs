@@ -1,10 +1,11 @@
 //! `cogo dlq`: messages that were given up, and their second chance.
 
 use clap::{Args, Subcommand};
+use cogo_contracts::Route;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{context::Context, failure::Failure, format, output::table};
+use crate::{command::route::positive, context::Context, failure::Failure, format, output::table};
 
 /// List, show and replay dead letters.
 #[derive(Debug, Args)]
@@ -30,12 +31,32 @@ enum Action {
         id: Uuid,
     },
     /// Send dead letters again, each as a new message that points back.
-    #[command(after_help = "Examples:\n  cogo dlq replay 01999999-0000-7000-8000-000000000000")]
-    Replay {
-        /// Ids of the messages.
-        #[arg(required = true, value_name = "ID")]
-        ids: Vec<Uuid>,
-    },
+    #[command(
+        after_help = "Examples:\n  cogo dlq replay 01999999-0000-7000-8000-000000000000\n  cogo dlq replay --all --rate 20\n  cogo dlq replay --route rag/embed --error \"timed out\"\n  cogo dlq replay --error \"Model % not found%\" --limit 100 --json"
+    )]
+    Replay(Replay),
+}
+
+#[derive(Debug, Args)]
+struct Replay {
+    /// Ids of the messages.
+    #[arg(required_unless_present_any = ["all", "route", "error"], value_name = "ID")]
+    ids: Vec<Uuid>,
+    /// All that were not replayed yet.
+    #[arg(long, conflicts_with_all = ["ids", "route", "error"])]
+    all: bool,
+    /// Those of this route: service/role or service/role/shard.
+    #[arg(long, conflicts_with = "ids")]
+    route: Option<Route>,
+    /// Those whose reason contains this text; with % in it, those that it fits as a whole, % being any text.
+    #[arg(long, conflicts_with = "ids", value_name = "TEXT")]
+    error: Option<String>,
+    /// Start at most this many a second.
+    #[arg(long, conflicts_with = "ids", value_name = "PER_SECOND", default_value_t = 50.0, value_parser = positive)]
+    rate: f64,
+    /// At most this many, oldest first.
+    #[arg(long, conflicts_with = "ids", value_name = "N", default_value_t = 10_000)]
+    limit: u32,
 }
 
 impl DeadLetters {
@@ -43,7 +64,8 @@ impl DeadLetters {
         match self.action {
             Action::Ls { limit } => list(context, limit).await,
             Action::Show { id } => show(context, id).await,
-            Action::Replay { ids } => replay(context, &ids).await,
+            Action::Replay(replay) if replay.ids.is_empty() => replay_many(context, &replay).await,
+            Action::Replay(replay) => replay_these(context, &replay.ids).await,
         }
     }
 }
@@ -96,11 +118,30 @@ fn readable(message: &Value) -> String {
 }
 
 /// Replays one after the other; what was done before a refusal stays done and has been told.
-async fn replay(context: &Context, ids: &[Uuid]) -> Result<(), Failure> {
+async fn replay_these(context: &Context, ids: &[Uuid]) -> Result<(), Failure> {
     let bus = context.bus().await?;
     for &id in ids {
         let replay = bus.replay(id).await?;
         context.output.either(&json!({"dead_letter": id, "replay": replay}), || replay.to_string())?;
+    }
+    Ok(())
+}
+
+/// Replays all that fit in one transaction, spread over time.
+async fn replay_many(context: &Context, asked: &Replay) -> Result<(), Failure> {
+    let pattern = asked.error.as_ref().map(|text| if text.contains('%') { text.clone() } else { format!("%{text}%") });
+    let bus = context.bus().await?;
+    let replayed = bus.replay_many(asked.route.as_ref(), pattern.as_deref(), asked.rate, asked.limit).await?;
+    for one in &replayed {
+        context.output.either(one, || one.id.to_string())?;
+    }
+    if context.output.is_json() {
+        return Ok(());
+    }
+    if replayed.is_empty() {
+        context.output.note("no dead letter to replay");
+    } else if u32::try_from(replayed.len()).is_ok_and(|count| count >= asked.limit) {
+        context.output.note("there may be more; repeat it once these have run");
     }
     Ok(())
 }

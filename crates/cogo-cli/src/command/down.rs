@@ -14,8 +14,10 @@ use crate::{
     proc_files::Identity,
 };
 
-/// Grace of the processes, then a fast stop of Postgres that may become an immediate one.
+/// For the processes to stop one after the other in good order, and for Postgres after them.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For the rest after the second signal, which kills whoever still runs.
+const HURRIED_PATIENCE: Duration = Duration::from_secs(20);
 const LEFTOVER_GRACE: Duration = Duration::from_secs(12);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -49,12 +51,15 @@ impl Down {
     }
 }
 
-/// The `cogo up` stops its fleet by itself; one that hangs is killed, and its children follow it.
+/// The `cogo up` stops its fleet by itself; one that takes too long is hurried, one that hangs is killed, and its
+/// children follow it.
 async fn stop_up(up: &Identity) {
-    signal(up, Signal::TERM);
-    let deadline = Instant::now() + PATIENCE;
-    while up.is_alive() && Instant::now() < deadline {
-        tokio::time::sleep(LOOK_EVERY).await;
+    for patience in [PATIENCE, HURRIED_PATIENCE] {
+        signal(up, Signal::TERM);
+        let deadline = Instant::now() + patience;
+        while up.is_alive() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
     signal(up, Signal::KILL);
 }

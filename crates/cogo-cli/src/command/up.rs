@@ -68,18 +68,8 @@ impl Up {
         let _telemetry = start_log(context)?;
         let mut signals = Signals::new()?;
 
-        if let Some(old) = context.home.read_state()? {
-            let ended = end_all(&old, LEFTOVER_GRACE).await;
-            if ended.found > 0 {
-                warn!(
-                    processes = ended.found,
-                    killed = ended.killed,
-                    "ended processes of a fleet whose `cogo up` is gone"
-                );
-            }
-            context.home.remove_state()?;
-        }
-        let ports: Vec<(&str, u16)> = check_ports(&list, self.port_offset)?;
+        end_leftovers(context).await?;
+        check_ports(&list, self.port_offset)?;
         let began = Instant::now();
         let spinner = context.output.spinner("starting the database");
         let database = tokio::select! {
@@ -88,21 +78,19 @@ impl Up {
         };
         spinner.finish_and_clear();
 
-        let mut state = FleetState::new(database.reference(), self.port_offset);
-        state.processes = ports
-            .iter()
-            .map(|&(name, port)| ProcessState {
-                name: name.to_owned(),
-                port,
-                log: context.home.log(name),
-                running: None,
-                restarts: 0,
-                last_end: None,
-            })
-            .collect();
-        let record = Record::new(context.home.clone(), state);
-        let fleet = Fleet::start(context, self.port_offset, &list, programs, &database, &record)?;
-        let outcome = Box::pin(self.serve(context, &record, began, &mut signals)).await;
+        let record = Record::new(context.home.clone(), FleetState::new(database.reference(), self.port_offset));
+        let mut fleet = match Fleet::start(context, self.port_offset, list, programs, &database, &record) {
+            Ok(fleet) => fleet,
+            Err(failure) => {
+                database.stop().await;
+                context.home.remove_state()?;
+                return Err(failure);
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = Box::pin(self.serve(context, &record, began, &mut signals)) => outcome,
+            failure = fleet.over() => Err(failure),
+        };
 
         record.change(|state| state.phase = Phase::Stopping);
         fleet.stop(&mut signals).await;
@@ -166,6 +154,16 @@ impl Signals {
     }
 }
 
+/// What a `cogo up` left behind that was killed.
+async fn end_leftovers(context: &Context) -> Result<(), Failure> {
+    let Some(old) = context.home.read_state()? else { return Ok(()) };
+    let ended = end_all(&old, LEFTOVER_GRACE).await;
+    if ended.found > 0 {
+        warn!(processes = ended.found, killed = ended.killed, "ended processes of a fleet whose `cogo up` is gone");
+    }
+    context.home.remove_state()
+}
+
 fn start_log(context: &Context) -> Result<cogo_telemetry::Guard, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let mut settings = cogo_telemetry::Settings::new("cogo-up", version, format!("cogo-up#{}", std::process::id()));
@@ -185,9 +183,8 @@ pub(crate) fn already_up(context: &Context) -> Failure {
         .hint("`cogo status` shows it, `cogo down` stops it; another --data-dir with --port-offset runs a second one")
 }
 
-/// The port of each process, all of them free.
-fn check_ports(list: &ProcessList, offset: u16) -> Result<Vec<(&str, u16)>, Failure> {
-    let mut ports = Vec::new();
+/// The port of each process must be there and free.
+fn check_ports(list: &ProcessList, offset: u16) -> Result<(), Failure> {
     let mut taken = Vec::new();
     for process in &list.processes {
         let Some(port) = list.port(&process.name, offset) else {
@@ -199,10 +196,9 @@ fn check_ports(list: &ProcessList, offset: u16) -> Result<Vec<(&str, u16)>, Fail
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
             taken.push(format!("{port} ({})", process.name));
         }
-        ports.push((process.name.as_str(), port));
     }
     if taken.is_empty() {
-        return Ok(ports);
+        return Ok(());
     }
     Err(Failure::conflict(format!("Ports are taken by another program: {}", taken.join(", ")))
         .hint("stop that program, or choose other ports with `cogo up --port-offset N`"))
@@ -222,6 +218,14 @@ async fn wait_until_ready(context: &Context, record: &Record, patience: Duration
             return Err(Failure::failed(format!("{} refuses its settings", process.name))
                 .cause(last_words(&context.home.log_tail(&process.name)))
                 .hint(format!("see {}", process.log.display())));
+        }
+        let is_superseded = |process: &&ProcessState| {
+            process.running.is_none() && process.last_end.as_ref().is_some_and(|end| end.starts_with("superseded"))
+        };
+        if let Some(process) = state.processes.iter().find(is_superseded) {
+            return Err(Failure::conflict(format!("{} was superseded", process.name))
+                .cause(last_words(&context.home.log_tail(&process.name)))
+                .hint("another fleet works on this database; `cogo agents` shows it"));
         }
         if Instant::now() >= deadline {
             return Err(not_ready(context, &state, &found, patience));
@@ -243,8 +247,12 @@ fn not_ready(context: &Context, state: &FleetState, found: &[Readiness], patienc
         .iter()
         .filter_map(|process| {
             let words = last_words(&context.home.log_tail(&process.name));
-            let end = process.last_end.as_deref().map_or_else(String::new, |end| format!(" ({end})"));
-            (!words.is_empty()).then(|| format!("{}{end}: {words}", process.name))
+            match (&process.last_end, words.is_empty()) {
+                (None, true) => None,
+                (Some(end), true) => Some(format!("{} ({end})", process.name)),
+                (None, false) => Some(format!("{}: {words}", process.name)),
+                (Some(end), false) => Some(format!("{} ({end}): {words}", process.name)),
+            }
         })
         .collect();
     Failure::timeout(format!("Not ready within {} s: {}", patience.as_secs(), names.join(", ")))

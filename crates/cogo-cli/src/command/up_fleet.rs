@@ -1,88 +1,179 @@
-//! Everything that runs while a fleet is up: its processes, the watch over its database, the care for its logs.
+//! Everything that runs while a fleet is up: its tree of processes, the watch over its database, the care for its logs.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use cogo_supervision::{End, Options, Supervisor};
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    command::{up::Signals, up_database::Database},
+    command::{up::Signals, up_control, up_database::Database},
     context::Context,
-    failure::Failure,
-    fleet::{Exits, Home, ProcessList, Record, Supervised},
+    failure::{Failure, Kind},
+    fleet::{
+        Chronicle, Ending, Home, Launcher, Pace, Process, ProcessList, Record, ScaledPool, Steering, last_words,
+        run_autoscaler, tree,
+    },
 };
 
 const BOUND_LOGS_EVERY: Duration = Duration::from_secs(60);
+/// A killed process that is still there after this cannot be killed at all.
+const GONE_WITHIN: Duration = Duration::from_secs(60);
+/// Events that may wait while the state of the fleet is written to a slow disk.
+const EVENTS: usize = 4096;
 
 /// Everything that runs while the fleet is up.
 pub(crate) struct Fleet {
-    /// In the order of their start.
-    stops: Vec<CancellationToken>,
-    kill: CancellationToken,
+    steering: Steering,
+    home: Home,
     background: CancellationToken,
-    tasks: JoinSet<Exits>,
+    /// The chronicle.
+    listener: JoinSet<Ending>,
+    ending: Option<Ending>,
     chores: JoinSet<()>,
 }
 
 impl Fleet {
-    /// Starts every process in the order of the list, without waiting for any of them.
+    /// Starts every process in the order of the list, without waiting for any of them to be ready.
     pub(crate) fn start(
         context: &Context,
         port_offset: u16,
-        list: &ProcessList,
+        list: ProcessList,
         programs: Vec<PathBuf>,
         database: &Database,
         record: &Record,
     ) -> Result<Self, Failure> {
-        let environment = environment(database.url(), port_offset)?;
-        let mut fleet = Self {
-            stops: Vec::new(),
-            kill: CancellationToken::new(),
-            background: CancellationToken::new(),
-            tasks: JoinSet::new(),
-            chores: JoinSet::new(),
-        };
-        for (process, program) in list.processes.iter().zip(programs) {
-            drop(context.home.fresh_log(&process.name)?);
-            let stop = CancellationToken::new();
-            fleet.stops.push(stop.clone());
-            let supervised = Supervised {
-                process: process.clone(),
-                program,
-                environment: environment.clone(),
-                home: context.home.clone(),
-                record: record.clone(),
-                stop,
-                kill: fleet.kill.clone(),
-            };
-            fleet.tasks.spawn(supervised.run());
+        let first_slot = first_slot()?;
+        let launchers = launchers(context, port_offset, first_slot, &list, programs, database, record)?;
+        for launcher in &launchers {
+            for slot in (first_slot..).take(launcher.process.first_instances() as usize) {
+                drop(context.home.fresh_log(&launcher.name(slot))?);
+                record.add(launcher.before_start(slot));
+            }
         }
-        fleet.chores.spawn(database.clone().watch(fleet.background.clone()));
-        let names: Vec<String> = list.processes.iter().map(|process| process.name.clone()).collect();
-        fleet.chores.spawn(bound_logs(context.home.clone(), names, fleet.background.clone()));
-        Ok(fleet)
+        let launchers: HashMap<String, Launcher> =
+            launchers.into_iter().map(|launcher| (launcher.process.name.clone(), launcher)).collect();
+        let socket = up_control::open(&context.home)?;
+        let work = |process: &Process, slot: u32| launchers[&process.name].work(slot);
+        let options = Options { patience: GONE_WITHIN, events: EVENTS, log: false, ..Options::default() };
+        let handle = Supervisor::start(tree(&list, work, first_slot), &options)
+            .map_err(|error| Failure::failed("The tree of the fleet cannot be run").because(&error))?;
+
+        let (started, to_keep) = mpsc::unbounded_channel();
+        let paths = launchers.values().map(|launcher| launcher.path.clone()).collect();
+        let chronicle = Chronicle { record: record.clone(), processes: paths, started };
+        // before anything else runs, so that it misses nothing
+        let events = handle.events();
+        let mut listener = JoinSet::new();
+        listener.spawn(chronicle.run(handle.clone(), events));
+
+        let scaled = list
+            .processes
+            .iter()
+            .filter_map(|process| {
+                let route = process.route.as_ref()?;
+                Some(ScaledPool::new(process, &route.service, &route.role, route.shard))
+            })
+            .collect();
+        let home = context.home.clone();
+        let steering = Steering::new(handle, Arc::new(list), Arc::new(launchers), record.clone(), home.clone());
+        let background = CancellationToken::new();
+        let mut chores = JoinSet::new();
+        chores.spawn(database.clone().watch(background.clone()));
+        chores.spawn(bound_logs(home.clone(), record.clone(), background.clone()));
+        chores.spawn(run_autoscaler(
+            database.url().to_owned(),
+            scaled,
+            steering.clone(),
+            Pace::default(),
+            background.clone(),
+        ));
+        chores.spawn(keep(steering.clone(), to_keep, background.clone()));
+        chores.spawn(up_control::serve(socket, steering.clone(), background.clone()));
+        Ok(Self { steering, home, background, listener, ending: None, chores })
+    }
+
+    /// Returns when the tree has ended by itself; why, and what to do.
+    pub(crate) async fn over(&mut self) -> Failure {
+        let ending = self.ended().await;
+        let logs = format!("see {}", self.home.path().join("logs").display());
+        let words = |process: &str| last_words(&self.home.log_tail(process));
+        match &ending.outcome.end {
+            End::GaveUp => {
+                let path = ending.gave_up.clone().unwrap_or_default();
+                let process = path.rsplit('/').next().unwrap_or_default();
+                Failure::failed(format!("The fleet gave up: {process} was restarted too often"))
+                    .cause(words(process))
+                    .hint(format!("{logs}; `intensity` in the list of processes says how often is too often"))
+            }
+            End::StartFailed { child, reason } => {
+                Failure::failed(format!("{child} could not be started")).cause(reason.clone()).hint(logs)
+            }
+            End::Leaked { paths } => Failure::failed(format!("Could not be killed: {}", paths.join(", "))).hint(logs),
+            other => Failure::failed(format!("The tree of the fleet ended: {other:?}")).hint(logs),
+        }
     }
 
     /// Stops every process in reverse order; a second signal does it at once. The database is still there meanwhile.
     pub(crate) async fn stop(mut self, signals: &mut Signals) {
-        for stop in self.stops.iter().rev() {
-            stop.cancel();
-            // gives each its turn, so that the order of the signals is that of this loop
-            tokio::task::yield_now().await;
-        }
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        tokio::pin!(all);
+        self.steering.handle.shutdown();
+        let handle = self.steering.handle.clone();
         tokio::select! {
-            () = &mut all => {}
+            () = async { self.ended().await; } => {}
             () = signals.wait() => {
-                self.kill.cancel();
-                all.await;
+                handle.kill();
+                self.ended().await;
             }
         }
         self.background.cancel();
         while self.chores.join_next().await.is_some() {}
     }
+
+    async fn ended(&mut self) -> Ending {
+        if let Some(ending) = &self.ending {
+            return ending.clone();
+        }
+        let ending = match self.listener.join_next().await {
+            Some(Ok(ending)) => ending,
+            // without its listener the tree still ends
+            _ => Ending { outcome: self.steering.handle.ended().await, gave_up: None },
+        };
+        self.ending = Some(ending.clone());
+        ending
+    }
+}
+
+/// What each process of the list is started with, in its order.
+fn launchers(
+    context: &Context,
+    port_offset: u16,
+    first_slot: u32,
+    list: &ProcessList,
+    programs: Vec<PathBuf>,
+    database: &Database,
+    record: &Record,
+) -> Result<Vec<Launcher>, Failure> {
+    let environment: Arc<[(&'static str, String)]> = environment(database.url(), port_offset)?.into();
+    let launcher = |(process, program): (&Process, PathBuf)| Launcher {
+        process: process.clone(),
+        path: list.path_of(process),
+        program,
+        // checked before anything was started
+        port: list.port(&process.name, port_offset).unwrap_or(process.port),
+        first_slot,
+        environment: Arc::clone(&environment),
+        home: context.home.clone(),
+        record: record.clone(),
+    };
+    Ok(list.processes.iter().zip(programs).map(launcher).collect())
+}
+
+/// The slot of the first instance of each process: a second fleet on the same database begins at another.
+fn first_slot() -> Result<u32, Failure> {
+    let Some(given) = std::env::var_os("COGO_AGENT_SLOT") else { return Ok(0) };
+    let number = given.to_str().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| Failure::new(Kind::Usage, "COGO_AGENT_SLOT is not a number").hint("unset it, or set it to 0"))
 }
 
 /// What each child is told beside its own environment.
@@ -99,9 +190,17 @@ fn environment(database_url: &str, port_offset: u16) -> Result<Vec<(&'static str
     Ok(environment)
 }
 
-async fn bound_logs(home: Home, names: Vec<String>, stop: CancellationToken) {
+/// Gives processes that were started anew as a whole the instances that they had.
+async fn keep(steering: Steering, mut to_keep: mpsc::UnboundedReceiver<String>, stop: CancellationToken) {
+    while let Some(Some(path)) = stop.run_until_cancelled(to_keep.recv()).await {
+        steering.keep(&path).await;
+    }
+}
+
+async fn bound_logs(home: Home, record: Record, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(BOUND_LOGS_EVERY)).await.is_some() {
-        for name in names.iter().map(String::as_str).chain(["up"]) {
+        let state = record.state();
+        for name in state.processes.iter().map(|process| process.name.as_str()).chain(["up"]) {
             match home.bound_log(name) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => warn!(%error, log = name, "log not cut"),
                 _ => {}

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     failure::{Failure, about_file},
-    fleet::FleetState,
+    fleet::{FleetState, socket_file},
     proc_files::Identity,
 };
 
@@ -106,7 +106,7 @@ impl Home {
 
     /// Forgets the fleet, once nothing of it runs.
     pub(crate) fn remove_state(&self) -> Result<(), Failure> {
-        for path in [self.state_file(), self.database_url_file()] {
+        for path in [self.state_file(), self.database_url_file(), socket_file(self)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(about_file("remove", &path)(error));

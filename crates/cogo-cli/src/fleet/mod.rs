@@ -1,20 +1,35 @@
 //! The fleet of one directory: its list of processes, its state on disk and how its processes are kept alive.
 
-mod backoff;
-mod child;
+mod autoscaler;
+mod chronicle;
+mod control;
 mod home;
+mod instance;
 mod last_words;
 mod leftovers;
 mod list;
+mod list_check;
+mod picture;
 mod probe;
 mod record;
 mod state;
+mod steering;
+mod target;
+mod tree;
 
-pub(crate) use child::{Exits, Supervised};
+pub(crate) use autoscaler::{Pace, ScaledPool, run as run_autoscaler};
+pub(crate) use chronicle::{Chronicle, Ending};
+pub(crate) use control::{Request, ask, listen, read_request, reply, socket_file};
 pub(crate) use home::{Home, write_private};
+pub(crate) use instance::Launcher;
 pub(crate) use last_words::last_words;
 pub(crate) use leftovers::{end_all, signal};
 pub(crate) use list::{Process, ProcessList};
+#[cfg(test)]
+pub(crate) use picture::TreeExit;
+pub(crate) use picture::{Floor, TreeNode};
 pub(crate) use probe::{Readiness, probe_client, readiness};
 pub(crate) use record::Record;
 pub(crate) use state::{DatabaseReference, FleetState, Phase, ProcessState};
+pub(crate) use steering::{Changed, Steering};
+pub(crate) use tree::tree;

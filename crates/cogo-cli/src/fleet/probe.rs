@@ -42,10 +42,11 @@ pub(crate) fn probe_client() -> Result<reqwest::Client, Failure> {
 
 /// Looks at every process at once, in the order of the state.
 pub(crate) async fn readiness(client: &reqwest::Client, state: &FleetState) -> Vec<Readiness> {
-    join_all(state.processes.iter().map(|process| of_process(client, process))).await
+    join_all(state.processes.iter().map(|process| readiness_of(client, process))).await
 }
 
-async fn of_process(client: &reqwest::Client, process: &ProcessState) -> Readiness {
+/// Looks at one process.
+pub(crate) async fn readiness_of(client: &reqwest::Client, process: &ProcessState) -> Readiness {
     if process.living().is_none() {
         return Readiness::Down;
     }

@@ -41,6 +41,31 @@ impl Record {
         });
     }
 
+    /// As [`change_process`](Self::change_process), for the instance at a path of the tree; other paths change nothing.
+    pub(crate) fn change_path(&self, path: &str, change: impl FnOnce(&mut ProcessState)) {
+        let name =
+            self.lock().processes.iter().find(|process| process.path == path).map(|process| process.name.clone());
+        if let Some(name) = name {
+            self.change_process(&name, change);
+        }
+    }
+
+    /// Adds an instance behind the others of its process, or begins it anew.
+    pub(crate) fn add(&self, fresh: ProcessState) {
+        self.change(|state| {
+            state.processes.retain(|process| process.path != fresh.path);
+            let group = |path: &str| path.rsplit_once('/').map(|(group, _)| group.to_owned());
+            let behind = state.processes.iter().rposition(|process| group(&process.path) == group(&fresh.path));
+            let place = behind.map_or(state.processes.len(), |last| last + 1);
+            state.processes.insert(place, fresh);
+        });
+    }
+
+    /// Forgets an instance.
+    pub(crate) fn remove(&self, path: &str) {
+        self.change(|state| state.processes.retain(|process| process.path != path));
+    }
+
     fn lock(&self) -> MutexGuard<'_, FleetState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -29,8 +29,15 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ProcessState {
     pub(crate) name: String,
+    /// Its path in the supervision tree; empty in the state of an older build.
+    #[serde(default)]
+    pub(crate) path: String,
+    /// 0 until one is chosen.
     pub(crate) port: u16,
     pub(crate) log: PathBuf,
+    /// What it runs.
+    #[serde(default)]
+    pub(crate) program: PathBuf,
     /// The run that lives, if one does.
     pub(crate) running: Option<Identity>,
     /// How often it was started again.

@@ -46,3 +46,34 @@ async fn unknown_dead_letters_are_exit_3() {
         cogo.run(&["dlq", action, "01999999-0000-7000-8000-000000000000"]).await.expect(3);
     }
 }
+
+#[tokio::test]
+async fn many_dead_letters_are_replayed_by_route_reason_or_all_each_once() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    let none = cogo.run(&["dlq", "replay", "--all"]).await.expect(0);
+    assert_eq!((none.stdout.as_str(), none.stderr.trim()), ("", "no dead letter to replay"));
+    for (service, role, route, reason) in [
+        ("rag", "embed", &routes::EMBED, "Model timed out after 3 s"),
+        ("rag", "embed", &routes::EMBED, "no such tree"),
+        ("gateway", "chat", &routes::CHAT, "Model timed out after 9 s"),
+        ("gateway", "chat", &routes::CHAT, "no such tree"),
+        ("gateway", "chat", &routes::CHAT, "the tree is gone"),
+    ] {
+        cogo.run(&["send", service, role]).await.expect(0);
+        give_up(&bus, &claim_next(&bus, route).await, reason).await;
+    }
+    let replayed = async |arguments: &[&str]| {
+        let ended = cogo.run(&[&["dlq", "replay"], arguments].concat()).await.expect(0);
+        ended.stdout.lines().count()
+    };
+    assert_eq!(replayed(&["--route", "rag/embed", "--error", "timed out", "--rate", "0.5"]).await, 1);
+    assert_eq!(replayed(&["--error", "tree%"]).await, 0, "a pattern fits as a whole");
+    assert_eq!(replayed(&["--error", "%tree", "--json"]).await, 2);
+    assert_eq!(replayed(&["--all", "--limit", "1"]).await, 1);
+    assert_eq!(replayed(&["--all"]).await, 1);
+    assert_eq!(replayed(&["--all"]).await, 0);
+    cogo.run(&["dlq", "replay"]).await.expect(2);
+    cogo.run(&["dlq", "replay", "--all", "--rate", "0"]).await.expect(2);
+}

@@ -8,12 +8,12 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::support::{Cogo, PATIENCE, ended, eventually, free_offset};
 
-fn kill(pid: &Value, signal: Signal) {
+pub(crate) fn kill(pid: &Value, signal: Signal) {
     let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-fn lives(pid: &Value) -> bool {
+pub(crate) fn lives(pid: &Value) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
@@ -65,7 +65,7 @@ async fn state_files_are_private_and_hold_no_password() {
     let database = cogo_test_support::empty_database().await;
     let cogo = Cogo::on(&database.url);
     up(&cogo).await;
-    for name in ["state.json", "database.url", "logs/stand-in.log", "logs/up.log"] {
+    for name in ["state.json", "database.url", "logs/stand-in.log", "logs/up.log", "control.sock"] {
         let mode = fs::metadata(cogo.data_dir().join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name}");
     }

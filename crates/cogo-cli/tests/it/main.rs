@@ -3,11 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as the tests themselves do")]
 
 mod dead_letters;
+mod escalation;
 mod fleet;
 mod fleet_refusals;
 mod front_door;
+mod pause;
+mod routes;
+mod schedules;
 mod schema;
 mod sending;
+mod steering;
 mod support;
 mod tracing_tasks;
+mod tree;
 mod usage;

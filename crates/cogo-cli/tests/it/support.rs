@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -75,12 +76,43 @@ impl Cogo {
         self.file("processes.toml", &text).to_string_lossy().into_owned()
     }
 
+    /// A list of processes `(name, program, further keys)`, each on a free port, with what else shall stand in it.
+    pub(crate) fn list_of(&self, processes: &[(&str, &str, &str)], more: &str) -> String {
+        let listeners: Vec<TcpListener> =
+            processes.iter().map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
+        let mut text = format!("{more}\n");
+        for ((name, binary, keys), listener) in processes.iter().zip(&listeners) {
+            let port = listener.local_addr().unwrap().port();
+            let entry = format!("name = \"{name}\"\nbinary = \"{binary}\"\nport = {port}\nrestart = \"permanent\"\n");
+            text.push_str(&format!("[[process]]\n{entry}{keys}\n"));
+        }
+        self.file("processes.toml", &text).to_string_lossy().into_owned()
+    }
+
+    /// A program that notes each of its starts in a file, which is answered, and then does what the script says.
+    pub(crate) fn program(&self, name: &str, script: &str) -> PathBuf {
+        let starts = self.directory.path().join(format!("{name}.starts"));
+        let program = self.file(name, &format!("#!/bin/sh\necho start >> {}\n{script}\n", starts.display()));
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+        starts
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let binary = Path::new(env!("CARGO_BIN_EXE_cogo"));
         let examples = binary.parent().unwrap().join("examples");
-        let path = format!("{}:{}", examples.display(), std::env::var_os("PATH").unwrap_or_default().to_string_lossy());
+        let inherited = std::env::var_os("PATH").unwrap_or_default();
+        let path =
+            format!("{}:{}:{}", examples.display(), self.directory.path().display(), inherited.to_string_lossy());
         let mut command = Command::new(binary);
-        for name in ["DATABASE_URL", "COGO_DATA_DIR", "COGO_PORT_OFFSET", "COGO_URL", "COGO_API_KEY", "COLUMNS"] {
+        for name in [
+            "DATABASE_URL",
+            "COGO_DATA_DIR",
+            "COGO_PORT_OFFSET",
+            "COGO_URL",
+            "COGO_API_KEY",
+            "COGO_AGENT_SLOT",
+            "COLUMNS",
+        ] {
             command.env_remove(name);
         }
         if let Some(url) = &self.database_url {

@@ -31,6 +31,10 @@ async fn no_database_and_no_fleet_is_exit_7_with_a_next_step() {
         let ended = cogo.run(command).await.expect(7);
         assert!(ended.stderr.contains("error: ") && ended.stderr.contains("hint: "), "{ended:?}");
     }
+    for command in [&["tree"][..], &["drain", "rag"], &["restart", "rag"], &["scale", "rag-embed", "2"]] {
+        let ended = cogo.run(command).await.expect(7);
+        assert!(ended.stderr.contains("No fleet is up") && ended.stderr.contains("`cogo up`"), "{ended:?}");
+    }
     let ended = cogo.run(&["down", "--json"]).await.expect(0);
     assert_eq!(ended.json()["was_up"], false);
 }

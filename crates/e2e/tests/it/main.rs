@@ -5,3 +5,4 @@
 mod bad_input;
 mod crashes;
 mod main_job;
+mod tree;

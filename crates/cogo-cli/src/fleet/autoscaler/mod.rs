@@ -1,0 +1,241 @@
+//! Scales the pools of a running fleet: reads the queues, decides while it owns a pool, writes down why, and acts.
+//!
+//! One `cogo up` at a time decides about a pool, held by a fenced lease in the registry; another that runs the same
+//! process leaves its own instances as they are. Without figures nothing is decided.
+
+mod pool;
+
+use std::time::{Duration, Instant};
+
+use cogo_bus_core::Summary;
+use cogo_db::PoolSettings;
+use cogo_registry_core::{Decided, Ownership, Pools};
+use cogo_supervision::autoscale::{Decision, Limit, Settings};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use serde_json::json;
+use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::failure::{Failure, chain};
+
+use pool::Scaled;
+pub(crate) use pool::{Pace, ScaledPool, Scales};
+
+/// Two connections: one reads the figures while another may renew a lease.
+const CONNECTIONS: u32 = 2;
+/// The database may be away when the fleet stops; the leases run out by themselves then.
+const RELEASE_WITHIN: Duration = Duration::from_secs(2);
+/// Decisions are of interest for a month.
+const KEEP_DECISIONS: Duration = Duration::from_secs(30 * 24 * 3600);
+const FORGET_EVERY: Duration = Duration::from_secs(600);
+/// More than are made in that time.
+const FORGET_AT_MOST: u32 = 10_000;
+/// Reading the figures may take this part of the time, so that a long queue is not burdened further.
+const READING_SHARE: u32 = 20;
+
+/// Scales the pools until told to stop; at once over if there is none whose number may vary.
+pub(crate) async fn run(
+    database_url: String,
+    pools: Vec<ScaledPool>,
+    fleet: impl Scales,
+    pace: Pace,
+    stop: CancellationToken,
+) {
+    let varying: Vec<ScaledPool> = pools.into_iter().filter(|pool| pool.settings.min < pool.settings.max).collect();
+    if varying.is_empty() {
+        return;
+    }
+    let settings = PoolSettings { max_connections: CONNECTIONS, ..PoolSettings::new(&database_url, "cogo-autoscaler") };
+    let database = match cogo_db::connect(&settings) {
+        Ok(database) => database,
+        Err(error) => {
+            warn!(%error, "pools are not scaled");
+            return;
+        }
+    };
+    let owner = format!("cogo-up#{}", uuid::Uuid::new_v4().simple());
+    let pools: Vec<Scaled> = varying.into_iter().filter_map(|pool| Scaled::new(pool, &owner, pace.lease)).collect();
+    let table = Pools::new(database.clone());
+    let (begun, acts) = (Instant::now(), FuturesUnordered::new());
+    Loop { database, table, fleet, pace, begun, forgot_at: None, pools, acts }.turn(stop).await;
+}
+
+/// An act that is over: the place of the pool, the count, what came of it.
+type Act = BoxFuture<'static, (usize, u32, Result<(), Failure>)>;
+
+struct Loop<F> {
+    database: PgPool,
+    table: Pools,
+    fleet: F,
+    pace: Pace,
+    begun: Instant,
+    forgot_at: Option<Instant>,
+    pools: Vec<Scaled>,
+    acts: FuturesUnordered<Act>,
+}
+
+impl<F: Scales> Loop<F> {
+    async fn turn(mut self, stop: CancellationToken) {
+        loop {
+            let begun = Instant::now();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.look() => {}
+            }
+            let next = begun + self.pace.every.max(begun.elapsed() * READING_SHARE);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep_until(next.into()) => break,
+                    Some(act) = self.acts.next() => self.acted(act),
+                }
+            }
+            if stop.is_cancelled() {
+                break;
+            }
+        }
+        let released = async {
+            for scaled in &self.pools {
+                if let Some(epoch) = scaled.epoch {
+                    // not released, it runs out
+                    let _ = self.table.release(&scaled.claim, epoch).await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RELEASE_WITHIN, released).await;
+    }
+
+    /// One look at everything; what fails is tried again at the next.
+    async fn look(&mut self) {
+        for place in 0..self.pools.len() {
+            self.own(place).await;
+        }
+        if self.pools.iter().any(|scaled| scaled.epoch.is_some()) {
+            match cogo_bus_core::summary(&self.database, self.pace.rate_window).await {
+                Ok(figures) => {
+                    for place in 0..self.pools.len() {
+                        self.decide(place, &figures).await;
+                    }
+                }
+                Err(error) => warn!(%error, "no figures of the queues, so nothing is scaled"),
+            }
+        }
+        for place in 0..self.pools.len() {
+            self.act(place);
+        }
+        self.forget().await;
+    }
+
+    /// Forgets decisions that are old, now and then.
+    async fn forget(&mut self) {
+        let is_early = self.forgot_at.is_some_and(|forgot| forgot.elapsed() < FORGET_EVERY);
+        if is_early || self.pools.iter().all(|scaled| scaled.epoch.is_none()) {
+            return;
+        }
+        self.forgot_at = Some(Instant::now());
+        if let Err(error) = self.table.retain_decisions(KEEP_DECISIONS, FORGET_AT_MOST).await {
+            warn!(error = chain(&error), "old scaling decisions not forgotten");
+        }
+    }
+
+    /// Takes or renews the right to decide when it is time.
+    async fn own(&mut self, place: usize) {
+        let scaled = &mut self.pools[place];
+        let renew_after = self.pace.lease / 3;
+        if scaled.asked_at.is_some_and(|asked| asked.elapsed() < renew_after) {
+            return;
+        }
+        match self.table.own(&scaled.claim).await {
+            Ok(Ownership::Mine { epoch, desired }) => {
+                scaled.asked_at = Some(Instant::now());
+                if scaled.epoch.replace(epoch) != Some(epoch) {
+                    info!(process = scaled.pool.process, epoch, desired, "owns the size of the pool");
+                }
+                scaled.desired = desired;
+            }
+            Ok(Ownership::Theirs { .. }) => {
+                scaled.asked_at = Some(Instant::now());
+                scaled.epoch = None;
+            }
+            Err(error) => warn!(error = chain(&error), process = scaled.pool.process, "lease of the pool not renewed"),
+        }
+    }
+
+    async fn decide(&mut self, place: usize, figures: &Summary) {
+        let at = self.begun.elapsed();
+        let scaled = &mut self.pools[place];
+        let Some(epoch) = scaled.epoch else { return };
+        let count = self.fleet.count(&scaled.pool.process);
+        let Settings { min, max, .. } = *scaled.scaler.settings();
+        let is_steered = !scaled.is_acting && scaled.applied == Some(scaled.desired) && count != scaled.desired;
+        let (to, row, is_news) = if is_steered && (min..=max).contains(&count) {
+            let sentence = format!("From {} to {count}: an operator asked for it", scaled.desired);
+            (count, json!({"wanted": count, "sentence": sentence}), true)
+        } else {
+            let decision = scaled.scaler.decide(scaled.sample(at, figures, count));
+            let is_news = decision.is_change() || is_newly_at_most(&decision, scaled.at_most);
+            scaled.at_most = is_at_most(&decision);
+            (decision.desired, json!(decision), is_news)
+        };
+        if !is_news {
+            return;
+        }
+        match self.table.decide(&scaled.claim, epoch, scaled.desired, to, &row).await {
+            Ok(Decided::Recorded { decision_id }) => {
+                let sentence = row["sentence"].as_str().unwrap_or_default();
+                info!(event = "scaling_decision", process = scaled.pool.process, to, decision_id, "{sentence}");
+                if is_steered {
+                    scaled.applied = Some(to);
+                }
+                scaled.desired = to;
+            }
+            Ok(Decided::Changed { desired }) => scaled.desired = desired,
+            Ok(Decided::NotOwner) => {
+                scaled.epoch = None;
+                scaled.asked_at = None;
+            }
+            Err(error) => warn!(error = chain(&error), process = scaled.pool.process, "decision not written down"),
+        }
+    }
+
+    /// Tells the fleet what it does not have yet; one thing at a time for each pool.
+    fn act(&mut self, place: usize) {
+        let scaled = &mut self.pools[place];
+        let is_early = scaled.not_before.is_some_and(|not_before| Instant::now() < not_before);
+        if scaled.epoch.is_none() || scaled.is_acting || is_early || scaled.applied == Some(scaled.desired) {
+            return;
+        }
+        scaled.is_acting = true;
+        let (fleet, process, count) = (self.fleet.clone(), scaled.pool.process.clone(), scaled.desired);
+        self.acts.push(Box::pin(async move {
+            let result = fleet.set_desired(&process, count).await;
+            (place, count, result)
+        }));
+    }
+
+    fn acted(&mut self, (place, count, result): (usize, u32, Result<(), Failure>)) {
+        let scaled = &mut self.pools[place];
+        scaled.is_acting = false;
+        match result {
+            Ok(()) => scaled.applied = Some(count),
+            Err(failure) => {
+                warn!(process = scaled.pool.process, count, error = failure.text(), "pool could not be scaled");
+                scaled.applied = None;
+                scaled.not_before = Some(Instant::now() + self.pace.retry_after);
+            }
+        }
+    }
+}
+
+fn is_at_most(decision: &Decision) -> bool {
+    decision.limits.iter().any(|limit| matches!(limit, Limit::Max { .. }))
+}
+
+/// That more is wanted than may be is worth a row, once.
+fn is_newly_at_most(decision: &Decision, before: bool) -> bool {
+    !before && is_at_most(decision)
+}
+
+#[cfg(test)]
+mod tests;

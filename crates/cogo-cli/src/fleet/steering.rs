@@ -1,0 +1,354 @@
+//! Changes a running fleet through its tree: drain, restart, scale.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use cogo_supervision::{Handle, Node, NodeState, core::CallError};
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::{
+    failure::Failure,
+    fleet::{
+        Home, Launcher, Phase, ProcessList, Readiness, Record, TreeNode, last_words,
+        picture::{drawn, word},
+        probe::{probe_client, readiness_of},
+        target::Target,
+        tree::instance,
+    },
+};
+
+/// How long an instance that was started may take to be ready.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What became of a wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Changed {
+    /// Path of what was named.
+    pub(crate) target: String,
+    /// Whether anything had to be done.
+    pub(crate) changed: bool,
+    /// What it consists of now.
+    pub(crate) instances: Vec<ChangedInstance>,
+}
+
+/// One instance after a change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChangedInstance {
+    pub(crate) path: String,
+    pub(crate) state: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) last_exit: Option<String>,
+}
+
+/// The tree and everything needed to change it; clones steer the same fleet.
+#[derive(Debug, Clone)]
+pub(crate) struct Steering {
+    pub(crate) handle: Handle,
+    pub(crate) begun: Instant,
+    pub(crate) list: Arc<ProcessList>,
+    /// By the name of the process.
+    pub(crate) launchers: Arc<HashMap<String, Launcher>>,
+    pub(crate) record: Record,
+    home: Home,
+    /// How many instances each process shall have.
+    wanted: Arc<Mutex<HashMap<String, u32>>>,
+    /// One change at a time, so that each starts from what the last one left.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Steering {
+    pub(crate) fn new(
+        handle: Handle,
+        list: Arc<ProcessList>,
+        launchers: Arc<HashMap<String, Launcher>>,
+        record: Record,
+        home: Home,
+    ) -> Self {
+        let wanted = list.processes.iter().map(|process| (process.name.clone(), process.first_instances())).collect();
+        Self {
+            handle,
+            begun: Instant::now(),
+            list,
+            launchers,
+            record,
+            home,
+            wanted: Arc::new(Mutex::new(wanted)),
+            turn: Arc::default(),
+        }
+    }
+
+    /// The tree as it is now.
+    pub(crate) async fn picture(&self) -> TreeNode {
+        let node = self.handle.tree().await;
+        let is_process = |path: &str| self.launchers.values().any(|launcher| launcher.path == path);
+        drawn(&node, self.begun.elapsed(), &self.record.state(), &is_process)
+    }
+
+    /// Lets the target finish what it has, and stop; it stays down until it is restarted.
+    pub(crate) async fn drain(&self, name: &str) -> Result<Changed, Failure> {
+        let target = Target::of(&self.list, name)?;
+        let _turn = self.turn().await?;
+        let node = self.node(target.path()).await?;
+        let is_down = node.as_ref().is_none_or(|node| node.state == NodeState::Stopped);
+        if node.is_none() && matches!(target, Target::Instance { .. }) {
+            return Err(no_instance(&target));
+        }
+        if !is_down {
+            info!(event = "drain", agent = target.path(), "drained by an operator");
+            self.handle.terminate_child(target.path()).await.map_err(|error| refused(&target, &error))?;
+        }
+        Ok(self.changed(&target, !is_down).await)
+    }
+
+    /// Stops and starts the target, one instance after the other and each ready before the next; a domain as a whole.
+    pub(crate) async fn restart(&self, name: &str) -> Result<Changed, Failure> {
+        let target = Target::of(&self.list, name)?;
+        let _turn = self.turn().await?;
+        info!(event = "restart_asked", agent = target.path(), "restarted by an operator");
+        match &target {
+            Target::Instance { process, slot, path } => {
+                if self.node(path).await?.is_none() {
+                    return Err(no_instance(&target));
+                }
+                self.restart_instance(process, *slot, path).await?;
+            }
+            Target::Process { process, path } => self.restart_process(process, path).await?,
+            Target::Domain { path } => {
+                self.restart_group(&target, path).await?;
+                for launcher in self.launchers.values().filter(|launcher| target.holds(&launcher.path)) {
+                    self.fill(&launcher.process.name).await?;
+                }
+                self.wait_until_ready(|path| target.holds(path)).await?;
+            }
+        }
+        Ok(self.changed(&target, true).await)
+    }
+
+    /// Gives a process so many instances; slots are low numbers, the highest go first.
+    pub(crate) async fn scale(&self, name: &str, instances: u32) -> Result<Changed, Failure> {
+        let target = Target::of(&self.list, name)?;
+        let Target::Process { process, path } = &target else {
+            return Err(Failure::conflict(format!("{name} is not a process"))
+                .hint("only a process as a whole has a number of instances"));
+        };
+        let pool = self.launcher(process)?.process.pool();
+        if !(pool.min..=pool.max).contains(&instances) {
+            let bounds =
+                if pool.min == pool.max { pool.min.to_string() } else { format!("{} to {}", pool.min, pool.max) };
+            return Err(Failure::conflict(format!("{process} may have {bounds} instances, not {instances}")).hint(
+                "the bounds are `pool` in the list of processes (deploy/processes.toml, or --processes of `cogo up`)",
+            ));
+        }
+        let _turn = self.turn().await?;
+        if self.node(path).await?.is_none_or(|node| node.state == NodeState::Stopped) {
+            return Err(
+                Failure::conflict(format!("{process} is down")).hint(format!("`cogo restart {process}` starts it"))
+            );
+        }
+        info!(event = "scale", agent = path, instances, "scaled");
+        self.lock_wanted().insert(process.clone(), instances);
+        let changed = self.fill(process).await?;
+        self.wait_until_ready(|path| target.holds(path)).await?;
+        Ok(self.changed(&target, changed).await)
+    }
+
+    /// Brings a process that was started anew as a whole back to the instances that it shall have.
+    pub(crate) async fn keep(&self, path: &str) {
+        let Some(launcher) = self.launchers.values().find(|launcher| launcher.path == path) else { return };
+        let Ok(_turn) = self.turn().await else { return };
+        if let Err(failure) = self.fill(&launcher.process.name).await {
+            warn!(event = "scale_failed", agent = path, error = failure.text(), "not every instance could be started");
+        }
+    }
+
+    /// Waits for its turn; a fleet that stops takes no more wishes.
+    async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        let turn = self.turn.lock().await;
+        if self.record.state().phase == Phase::Stopping {
+            return Err(Failure::conflict("The fleet is stopping").hint("`cogo up` starts it again"));
+        }
+        Ok(turn)
+    }
+
+    async fn restart_process(&self, process: &str, path: &str) -> Result<(), Failure> {
+        let target = Target::of(&self.list, process)?;
+        let node = self.node(path).await?;
+        if node.as_ref().is_none_or(|node| node.state != NodeState::Running) {
+            self.restart_group(&target, path).await?;
+        } else {
+            let slots: Vec<u32> = node.iter().flat_map(slots_of).collect();
+            for slot in slots {
+                self.restart_instance(process, slot, &format!("{path}/{slot}")).await?;
+            }
+        }
+        self.fill(process).await?;
+        self.wait_until_ready(|instance| target.holds(instance)).await
+    }
+
+    async fn restart_instance(&self, process: &str, slot: u32, path: &str) -> Result<(), Failure> {
+        let target = Target::Instance { process: process.to_owned(), slot, path: path.to_owned() };
+        self.handle.terminate_child(path).await.map_err(|error| refused(&target, &error))?;
+        match self.handle.restart_child(path).await {
+            // a temporary one is forgotten once it is down
+            Err(CallError::NotFound { .. }) => self.start(process, slot).await?,
+            other => other.map_err(|error| refused(&target, &error))?,
+        }
+        self.wait_until_ready(|instance| instance == path).await
+    }
+
+    async fn restart_group(&self, target: &Target, path: &str) -> Result<(), Failure> {
+        let is_up = self.node(path).await?.is_some_and(|node| node.state != NodeState::Stopped);
+        if is_up {
+            self.handle.terminate_child(path).await.map_err(|error| refused(target, &error))?;
+        }
+        self.handle.restart_child(path).await.map_err(|error| refused(target, &error))
+    }
+
+    /// Adds and removes instances until a running process has as many as it shall; whether anything had to be done.
+    async fn fill(&self, process: &str) -> Result<bool, Failure> {
+        let launcher = self.launcher(process)?;
+        let wanted = self.lock_wanted().get(process).copied().unwrap_or(1);
+        let Some(node) = self.node(&launcher.path).await? else { return Ok(false) };
+        if node.state != NodeState::Running {
+            return Ok(false);
+        }
+        let mut slots = slots_of(&node);
+        slots.sort_unstable();
+        let mut changed = false;
+        while slots.len() > wanted as usize {
+            let Some(slot) = slots.pop() else { break };
+            self.remove(launcher, slot).await?;
+            changed = true;
+        }
+        for free in launcher.first_slot.. {
+            if slots.len() >= wanted as usize {
+                break;
+            }
+            if !slots.contains(&free) {
+                self.start(process, free).await?;
+                slots.push(free);
+                changed = true;
+            }
+        }
+        for child in node.children.iter().filter(|child| child.state == NodeState::Stopped) {
+            if child.name.parse().is_ok_and(|slot| slots.contains(&slot)) {
+                let restarted = self.handle.restart_child(&child.path).await;
+                restarted.map_err(|error| Failure::failed(format!("{} did not start", child.path)).because(&error))?;
+                changed = true;
+            }
+        }
+        Ok(changed)
+    }
+
+    async fn start(&self, process: &str, slot: u32) -> Result<(), Failure> {
+        let launcher = self.launcher(process)?;
+        drop(launcher.home.fresh_log(&launcher.name(slot))?);
+        let fresh = launcher.before_start(slot);
+        let path = fresh.path.clone();
+        self.record.add(fresh);
+        let child = instance(&launcher.process, slot, launcher.work(slot));
+        let started = self.handle.start_child(&launcher.path, child).await;
+        started.map_err(|error| {
+            self.record.remove(&path);
+            Failure::failed(format!("{path} did not start")).because(&error)
+        })
+    }
+
+    async fn remove(&self, launcher: &Launcher, slot: u32) -> Result<(), Failure> {
+        let path = format!("{}/{slot}", launcher.path);
+        let target = Target::Instance { process: launcher.process.name.clone(), slot, path: path.clone() };
+        self.handle.terminate_child(&path).await.map_err(|error| refused(&target, &error))?;
+        match self.handle.delete_child(&path).await {
+            // a temporary one is forgotten once it is down
+            Ok(()) | Err(CallError::NotFound { .. }) => {}
+            Err(error) => return Err(refused(&target, &error)),
+        }
+        self.record.remove(&path);
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self, is_meant: impl Fn(&str) -> bool) -> Result<(), Failure> {
+        let client = probe_client()?;
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let state = self.record.state();
+            let meant = state.processes.iter().filter(|process| is_meant(&process.path));
+            let mut late = Vec::new();
+            for process in meant {
+                if readiness_of(&client, process).await != Readiness::Ready {
+                    late.push(process);
+                }
+            }
+            if late.is_empty() {
+                return Ok(());
+            }
+            if state.phase == Phase::Stopping {
+                return Err(Failure::conflict("The fleet is stopping"));
+            }
+            if Instant::now() >= deadline {
+                let names: Vec<&str> = late.iter().map(|process| process.path.as_str()).collect();
+                let words = late.iter().map(|process| last_words(&self.home.log_tail(&process.name)));
+                let (limit, names) = (READY_WITHIN.as_secs(), names.join(", "));
+                return Err(Failure::timeout(format!("Started, but not ready within {limit} s: {names}"))
+                    .cause(words.collect::<Vec<_>>().join("; "))
+                    .hint("`cogo tree --watch` shows what becomes of it"));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn node(&self, path: &str) -> Result<Option<Node>, Failure> {
+        let tree = self.handle.tree().await;
+        Ok(tree.find(path).cloned())
+    }
+
+    async fn changed(&self, target: &Target, changed: bool) -> Changed {
+        let tree = self.handle.tree().await;
+        let meant = tree.flatten().into_iter().filter(|node| node.strategy.is_none() && target.holds(&node.path));
+        let instances = meant.map(|node| ChangedInstance {
+            path: node.path.clone(),
+            state: word(&node.state),
+            pid: node.pid,
+            last_exit: node.last_exit.as_ref().map(|last| last.exit.to_string()),
+        });
+        Changed { target: target.path().to_owned(), changed, instances: instances.collect() }
+    }
+
+    fn launcher(&self, process: &str) -> Result<&Launcher, Failure> {
+        self.launchers.get(process).ok_or_else(|| Failure::not_found(format!("The fleet has no process {process}")))
+    }
+
+    fn lock_wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The slots of a process, in the order of their start.
+fn slots_of(process: &Node) -> Vec<u32> {
+    process.children.iter().filter_map(|child| child.name.parse().ok()).collect()
+}
+
+fn no_instance(target: &Target) -> Failure {
+    Failure::not_found(format!("There is no instance {}", target.path())).hint("`cogo tree` shows which there are")
+}
+
+/// What the tree would not do.
+fn refused(target: &Target, error: &CallError) -> Failure {
+    let path = target.path();
+    match error {
+        CallError::NoSuchGroup { path: above } => {
+            let above = above.rsplit('/').next().unwrap_or_default().to_owned();
+            Failure::conflict(format!("{path} is part of {above}, which is down"))
+                .hint(format!("`cogo restart {above}` starts it"))
+        }
+        CallError::NotFound { .. } => no_instance(target),
+        CallError::Ended => Failure::conflict("The fleet is stopping").hint("`cogo up` starts it again"),
+        CallError::StartFailed { .. } => Failure::failed(format!("{path} did not start")).because(error),
+        other => Failure::conflict(format!("{path} cannot be changed now")).because(other).hint("try again"),
+    }
+}
