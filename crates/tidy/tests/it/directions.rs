@@ -18,7 +18,7 @@ fn floor_of(member: &Member) -> Option<u8> {
         "model-client" | "rag-core" | "kg-core" | "supervision" => 3,
         "service-runtime" => 4,
         "cogo-cli" => SERVICES_FLOOR,
-        "e2e" | "tidy" | "test-support" => 6,
+        "bus-check" | "e2e" | "tidy" | "test-support" => 6,
         _ => return None,
     })
 }
