@@ -71,13 +71,15 @@ alter table public.agent_messages drop constraint agent_messages_check1;
 alter table public.agent_messages
   drop constraint agent_messages_service_check, drop constraint agent_messages_role_check,
   drop constraint agent_messages_tenant_check;
+-- with another name a claim of the old layout that was under way fails, instead of taking messages without a lease row
+alter table public.agent_messages rename column blocked to awaiting;
 alter table public.agent_messages
   add column limit_key text check (length(limit_key) between 1 and 200);
 comment on table public.agent_messages is 'Every message between agents. Insert freely; change only through functions of schema bus.';
 comment on column public.agent_messages.attempts is 'How often it was claimed; half of the fence. Of a claim of more than 64 messages it tells only at the first heartbeat.';
 comment on column public.agent_messages.status is 'queued, claimed, done, failed (dead letter) or cancelled; claimed shows at once, or at the first heartbeat for a claim of more than 64 messages.';
 comment on column public.agent_messages.lease_until is 'Until when the holder owned the message when this was written; bus.claims has the word.';
-comment on column public.agent_messages.blocked is 'Waits for other messages to end (bus.joins); kept by the database.';
+comment on column public.agent_messages.awaiting is 'Waits for other messages to end (bus.joins); kept by the database.';
 comment on column public.agent_messages.limit_key is 'What limits per key count by, within the tenant.';
 
 -- no index holds a column that changes, so that every change of a row stays within its page (a heap-only tuple); the root
@@ -462,7 +464,7 @@ declare
   first uuid;
 begin
   if new.status <> 'queued' or new.attempts <> 0 or new.released <> 0
-    or (new.blocked and not exists (select from bus.joins j where j.id = new.id))
+    or (new.awaiting and not exists (select from bus.joins j where j.id = new.id))
     or num_nonnulls(new.claimed_by, new.claimed_at, new.lease_until, new.done_at, new.error, new.last_error_at,
                     new.result, new.result_snippet, new.result_url) > 0 then
     raise exception 'A new message must be queued, unclaimed, without attempts and without a result'
@@ -543,7 +545,7 @@ declare
   closed text;
 begin
   select count(*) as size, count(n.retry_at) > 0 as delayed, count(n.expires_at) > 0 as expiring,
-         count(n.group_key) > 0 as grouped, bool_or(n.blocked) as blocked
+         count(n.group_key) > 0 as grouped, bool_or(n.awaiting) as awaiting
     into batch from new_rows n;
   if batch.size = 0 then
     return null;
@@ -553,7 +555,7 @@ begin
     select n.service || '/' || n.role || '/' || n.shard as route, n.target_instance, n.tenant, n.limit_key, n.priority,
            min(n.created_at) as created_at, array_agg(n.id) as ids
       from new_rows n
-     where n.retry_at is null and n.group_key is null and not n.blocked
+     where n.retry_at is null and n.group_key is null and not n.awaiting
      group by n.service, n.role, n.shard, n.target_instance, n.tenant, n.limit_key, n.priority
   )
   insert into bus.ready (lane, share, due, attempt, route, tenant, limit_key, ids)
@@ -565,7 +567,7 @@ begin
     left join bus.routes r on r.lane = hashtextextended(b.route, 0)
    cross join lateral generate_series(1, cardinality(b.ids), 100) as first;
 
-  if (batch.delayed or batch.grouped or batch.blocked) and exists (
+  if (batch.delayed or batch.grouped or batch.awaiting) and exists (
     select from (select distinct n.service, n.role, n.shard, n.tenant from new_rows n) as d
      where (d.service || '/' || d.role || '/' || d.shard ~ '^[a-z][a-z0-9-]{0,62}/[a-z][a-z0-9-]{0,62}/[0-9]+$'
             and d.tenant ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]{0,127}$') is not true) then
@@ -575,11 +577,11 @@ begin
   if batch.delayed then
     insert into bus.delayed (lane, due, id)
     select bus.lane(n.service || '/' || n.role || '/' || n.shard, n.target_instance), n.retry_at, n.id
-      from new_rows n where n.retry_at is not null and n.group_key is null and not n.blocked;
+      from new_rows n where n.retry_at is not null and n.group_key is null and not n.awaiting;
     -- a worker that sleeps until the next one is due must hear of one that is due sooner
     perform pg_notify('bus_ready', d.route)
        from (select distinct n.service || '/' || n.role || '/' || n.shard as route from new_rows n
-              where n.retry_at is not null and n.group_key is null and not n.blocked) as d;
+              where n.retry_at is not null and n.group_key is null and not n.awaiting) as d;
   end if;
   if batch.expiring then
     insert into bus.expiring (at, id) select n.expires_at, n.id from new_rows n where n.expires_at is not null;
@@ -607,7 +609,7 @@ comment on function bus.after_insert() is 'Makes new messages claimable, or puts
 create trigger before_insert before insert on public.agent_messages
   for each row when (
     new.root_id is distinct from new.id or new.parent_id is not null or new.replay_of is not null
-    or new.idempotency_key is not null or new.blocked or new.status <> 'queued' or new.attempts <> 0 or new.released <> 0
+    or new.idempotency_key is not null or new.awaiting or new.status <> 'queued' or new.attempts <> 0 or new.released <> 0
     or num_nonnulls(new.claimed_by, new.claimed_at, new.lease_until, new.done_at, new.error, new.last_error_at,
                     new.result, new.result_snippet, new.result_url) > 0
     or new.created_at not between clock_timestamp() - interval '1 minute' and clock_timestamp())
@@ -668,7 +670,7 @@ begin
    order by given.o;
   perform bus.place(array(
     select g.id from bus.groups g
-      join public.agent_messages m on m.id = g.id and not m.blocked
+      join public.agent_messages m on m.id = g.id and not m.awaiting
      where g.id = any (join_groups.ids)
        and not exists (select from bus.groups e
                         where e.lane = g.lane and e.tenant = g.tenant and e.group_key = g.group_key
@@ -704,7 +706,7 @@ begin
      where g.lane = line.lane and g.tenant = line.tenant and g.group_key = line.group_key
      order by g.position limit 1;
     perform bus.place(array[next])
-      where next is not null and not (select m.blocked from public.agent_messages m where m.id = next);
+      where next is not null and not (select m.awaiting from public.agent_messages m where m.id = next);
   end if;
 end
 $$;
@@ -733,7 +735,7 @@ begin
   select array_agg(d.id) into complete from down d where d.missing = 0;
   if complete is not null then
     delete from bus.joins j where j.id = any (complete);
-    update public.agent_messages m set blocked = false where m.id = any (complete) and m.status = 'queued';
+    update public.agent_messages m set awaiting = false where m.id = any (complete) and m.status = 'queued';
     -- one that stands behind others of its group goes on waiting there; who ends those has the lock until the commit
     perform bus.lock_group(g.lane, g.tenant, g.group_key)
        from (select distinct g.lane, g.tenant, g.group_key from bus.groups g where g.id = any (complete)
@@ -753,8 +755,17 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   one uuid;
+  awaited constant boolean := exists (select from bus.awaited);
 begin
-  if exists (select from bus.awaited) then
+  if awaited or grouped is not null then
+    -- all groups that are left or joined, in the order in which senders lock them
+    perform bus.lock_group(g.lane, g.tenant, g.group_key)
+       from (select distinct g.lane, g.tenant, g.group_key from bus.groups g
+              where g.id = any (after_end.grouped)
+                 or (awaited and g.id in (select a.id from bus.awaited a where a.on_id = any (after_end.ids)))
+              order by 1, 2, 3) as g;
+  end if;
+  if awaited then
     perform bus.count_down(after_end.ids);
   end if;
   foreach one in array coalesce(after_end.grouped, '{}') loop
@@ -810,20 +821,20 @@ begin
     owners[one.o] := bus.take_key(one.tenant, one.key, prepared[one.o], one.window_ms);
   end loop;
   for one in
-    select prepared[e.o] as id, e.m -> 'awaits' as awaits, e.o::integer as place
+    select prepared[e.o] as id, e.m ->> 'tenant' as tenant, e.m -> 'awaits' as awaits, e.o::integer as place
       from jsonb_array_elements(messages) with ordinality as e (m, o)
      where e.m -> 'awaits' is not null and owners[e.o] = prepared[e.o]
      order by 1
   loop
     -- of the batch only what stands before it, so that no two wait for each other
-    perform bus.await(one.id, array(
+    perform bus.await(one.id, one.tenant, array(
       select coalesce((select owners[p] from generate_subscripts(prepared, 1) as p where prepared[p] = a::uuid limit 1), a::uuid)
         from jsonb_array_elements_text(one.awaits) as a), owners[:one.place - 1]);
   end loop;
 
   insert into public.agent_messages
          (id, service, role, shard, tenant, payload, priority, max_attempts, retry_at, expires_at,
-          root_id, parent_id, reply_to, idempotency_key, group_key, limit_key, target_instance, headers, blocked)
+          root_id, parent_id, reply_to, idempotency_key, group_key, limit_key, target_instance, headers, awaiting)
   select prepared[e.o], e.m ->> 'service', e.m ->> 'role', coalesce((e.m ->> 'shard')::integer, 0),
          e.m ->> 'tenant', coalesce(e.m -> 'payload', '{}'),
          coalesce((e.m ->> 'priority')::smallint, 100::smallint),
@@ -843,7 +854,7 @@ end
 $$;
 comment on function bus.enqueue_many(jsonb) is 'Sends an array of messages in one go; answers id and whether the idempotency key was known, in order.';
 
-create function bus.await(waiting uuid, on_ids uuid[], with_it uuid[]) returns void
+create function bus.await(waiting uuid, its_tenant text, on_ids uuid[], with_it uuid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -857,9 +868,10 @@ begin
   -- waits for ends that are under way; those that begin later find the row in bus.awaited
   perform from public.agent_messages m where m.id = any (on_ids) order by m.id for share;
   select i into stranger from unnest(on_ids) as i
-   where i <> all (with_it) and not exists (select from public.agent_messages m where m.id = i) limit 1;
+   where i <> all (with_it)
+     and not exists (select from public.agent_messages m where m.id = i and m.tenant = its_tenant) limit 1;
   if stranger is not null or waiting = any (on_ids) then
-    raise exception 'Message % cannot be awaited: it does not exist or is the one that waits', coalesce(stranger, waiting)
+    raise exception 'Message % cannot be awaited: its tenant has none before this one', coalesce(stranger, waiting)
       using errcode = 'foreign_key_violation';
   end if;
   open := array(
@@ -871,7 +883,7 @@ begin
   end if;
 end
 $$;
-comment on function bus.await(uuid, uuid[], uuid[]) is 'Lets a message that is about to be sent wait for the ends of others, among them those sent with it.';
+comment on function bus.await(uuid, text, uuid[], uuid[]) is 'Lets a message that is about to be sent wait for the ends of others, among them those sent with it.';
 
 -- ---------------------------------------------------------------- claiming
 
@@ -1084,16 +1096,35 @@ begin
      where m.status = 'queued' and m.attempts = e.attempt - 1
        and (m.expires_at is null or m.expires_at > moment);
   else
+    -- a row that somebody has locked, such as one who is about to send what awaits it, is not waited for
     return query
-    update public.agent_messages as m
-       set status = 'claimed', attempts = e.attempt, claimed_by = claim.holder, claimed_at = clock_timestamp(),
-           lease_until = clock_timestamp() + claim.lease_ms * interval '1 millisecond', retry_at = null
-      from unnest(taken, taken_attempts) as e (id, attempt)
-     where m.id = e.id and m.status = 'queued' and m.attempts = e.attempt - 1
-       and (m.expires_at is null or m.expires_at > moment)
-    returning m.id, e.attempt, m.max_attempts, m.tenant, m.payload, m.headers, m.root_id, m.parent_id, m.reply_to,
-              m.priority, m.created_at, (extract(epoch from clock_timestamp() - m.created_at) * 1000)::bigint,
-              (extract(epoch from m.expires_at - clock_timestamp()) * 1000)::bigint;
+    with free as materialized (
+      select m.id, e.attempt from unnest(taken, taken_attempts) as e (id, attempt)
+        join public.agent_messages m on m.id = e.id
+       order by m.id for update of m skip locked
+    ), marked as (
+      update public.agent_messages as m
+         set status = 'claimed', attempts = e.attempt, claimed_by = claim.holder, claimed_at = clock_timestamp(),
+             lease_until = clock_timestamp() + claim.lease_ms * interval '1 millisecond', retry_at = null
+        from free e
+       where m.id = e.id and m.status = 'queued' and m.attempts = e.attempt - 1
+         and (m.expires_at is null or m.expires_at > moment)
+      returning m.id, e.attempt, m.max_attempts, m.tenant, m.payload, m.headers, m.root_id, m.parent_id, m.reply_to,
+                m.priority, m.created_at, m.expires_at
+    ), handed_out as (
+      select k.* from marked k
+      union all
+      select m.id, e.attempt, m.max_attempts, m.tenant, m.payload, m.headers, m.root_id, m.parent_id, m.reply_to,
+             m.priority, m.created_at, m.expires_at
+        from unnest(taken, taken_attempts) as e (id, attempt)
+        join public.agent_messages m on m.id = e.id
+       where not exists (select from free f where f.id = e.id) and m.status = 'queued' and m.attempts = e.attempt - 1
+         and (m.expires_at is null or m.expires_at > moment)
+    )
+    select h.id, h.attempt, h.max_attempts, h.tenant, h.payload, h.headers, h.root_id, h.parent_id, h.reply_to, h.priority,
+           h.created_at, (extract(epoch from clock_timestamp() - h.created_at) * 1000)::bigint,
+           (extract(epoch from h.expires_at - clock_timestamp()) * 1000)::bigint
+      from handed_out h;
   end if;
   get diagnostics shown = row_count;
   if shown < cardinality(taken) then
@@ -1149,34 +1180,67 @@ end
 $$;
 comment on function bus.watched(uuid[]) is 'Tells those who watch the tasks of these messages that a step changed.';
 
-create or replace function bus.next_due(service text, role text, shard integer) returns bigint
-language plpgsql stable security definer
+create function bus.token_wait(its_lane bigint, its_tenant text, its_key text) returns bigint
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  its_lane constant bigint := hashtextextended(next_due.service || '/' || next_due.role || '/' || next_due.shard, 0);
-  wait double precision;
-  token double precision;
-begin
-  select extract(epoch from d.due - clock_timestamp()) into wait
-    from bus.delayed d where d.lane = its_lane order by d.due limit 1;
-  if exists (select from bus.limits l where l.lane = its_lane and l.per_second is not null)
-    and exists (select from bus.ready r where r.lane = its_lane) then
-    -- when the first empty bucket has a token again; other limits wake the route when something ends
-    select min((1 - b.tokens) / l.per_second - extract(epoch from clock_timestamp() - b.at)) into token
-      from bus.buckets b
-     cross join lateral (
-       select k.per_second from bus.limits k
-        where k.lane = b.lane and k.counted_by = b.counted_by and k.subject in ('', b.subject)
-        order by k.subject desc limit 1) as l
-     where b.lane = its_lane and b.tokens < 1 and l.per_second is not null;
-  end if;
-  -- least() ignores nulls, greatest() would turn one into 0
-  wait := least(wait, token);
-  return case when wait is not null then greatest(0, ceil(wait * 1000))::bigint end;
-end
+  select case when not bool_or(w.full) then max(w.ms) end
+    from (
+      select distinct on (l.counted_by)
+             l.max_running <= (
+               select coalesce(sum(c.remaining), 0) from bus.claims c
+                where c.limited and c.lane = its_lane and (l.counted_by = 'route' or c.tenant = its_tenant)
+                  and (l.counted_by <> 'key' or c.limit_key = its_key)) is true as full,
+             case when b.tokens is null then 0 else
+               greatest(0, ceil((1 - least(l.burst, b.tokens + greatest(0, extract(epoch from clock_timestamp() - b.at))
+                                                               * l.per_second)) / l.per_second * 1000))::bigint end as ms
+        from bus.limits l
+        left join bus.buckets b
+          on l.per_second is not null and b.lane = l.lane and b.counted_by = l.counted_by
+         and b.subject = case l.counted_by when 'route' then '' when 'tenant' then its_tenant else its_tenant || '/' || its_key end
+       where l.lane = its_lane
+         and (l.counted_by = 'route' or (l.counted_by = 'tenant' and l.subject in ('', its_tenant))
+              or (l.counted_by = 'key' and its_key is not null and l.subject in ('', its_tenant || '/' || its_key)))
+       order by l.counted_by, l.subject desc) as w
 $$;
-comment on function bus.next_due(text, text, integer)
+comment on function bus.token_wait(bigint, text, text)
+  is 'Milliseconds until the rates of a route let a message of a tenant and key start; null if it waits for another to end.';
+
+drop function bus.next_due(text, text, integer);
+create function bus.next_due(service text, role text, shard integer, instance text default null) returns bigint
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive lane as (
+    select hashtextextended(next_due.service || '/' || next_due.role || '/' || next_due.shard, 0) as lane
+  ), rated as (
+    select r.lane, r.keyed from bus.routes r, lane
+     where r.lane = lane.lane and not r.paused
+       and exists (select from bus.limits l where l.lane = r.lane and l.per_second is not null)
+  ), head as (
+    select f.share, f.tenant, f.limit_key, 1 as n
+      from rated
+      cross join lateral (select r.share, r.tenant, r.limit_key from bus.ready r where r.lane = rated.lane
+                           order by r.share, r.due, r.chunk limit 1) as f
+    union all
+    select f.share, f.tenant, f.limit_key, h.n + 1
+      from head h cross join rated
+      cross join lateral (select r.share, r.tenant, r.limit_key from bus.ready r where r.lane = rated.lane and r.share > h.share
+                           order by r.share, r.due, r.chunk limit 1) as f
+     where h.n < 64
+  )
+  -- least() and min() ignore nulls, greatest() must not meet one
+  select least(
+    (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
+       from bus.delayed d join lane on d.lane = lane.lane order by d.due limit 1),
+    (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
+       from bus.delayed d
+      where next_due.instance is not null
+        and d.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)
+      order by d.due limit 1),
+    (select min(bus.token_wait(rated.lane, h.tenant, case when rated.keyed then h.limit_key end)) from head h, rated))
+$$;
+comment on function bus.next_due(text, text, integer, text)
   is 'Milliseconds until the next delayed message of a route is due, or a rate lets one start; null if nothing waits for time.';
 
 create function bus.held(holder text, with_expired boolean default false)
@@ -1205,23 +1269,27 @@ begin
       from unnest(let_go.claims, let_go.versions, let_go.ids, let_go.attempts) as g (claim, version, id, attempt)
      group by g.claim, g.version order by g.claim
   loop
-    delete from bus.claims k
-     where k.holder = let_go.holder and k.claim = one.claim and k.version = one.version
-       and k.remaining <= cardinality(one.ids)
-    returning case when k.limited then freed || k.route else freed end into freed;
-    continue when found;
-    update bus.claims k set remaining = k.remaining - cardinality(one.ids)
-     where k.holder = let_go.holder and k.claim = one.claim and k.version = one.version
-    returning case when k.limited then freed || k.route else freed end, k.remaining into freed, counted;
-    if found then
-      delete from bus.claims k
-       where counted <= 0 and k.holder = let_go.holder and k.claim = one.claim and k.version = one.version;
+    -- somebody may have its lock for long, by a completion inside a transaction of his own; then this end is not counted
+    -- off, which is safe: the lease ends. Too many counted off would lose messages. Limits are counted exactly, and wait.
+    select k.* into c from bus.claims k
+     where k.holder = let_go.holder and k.claim = one.claim for update skip locked;
+    if not found then
+      select k.* into c from bus.claims k
+       where k.holder = let_go.holder and k.claim = one.claim and k.limited for update;
+    end if;
+    if c.claim is not null and c.version = one.version then
+      counted := cardinality(one.ids);
+      if c.remaining <= counted then
+        delete from bus.claims k where k.holder = c.holder and k.claim = c.claim;
+      else
+        update bus.claims k set remaining = k.remaining - counted where k.holder = c.holder and k.claim = c.claim;
+      end if;
+      freed := case when c.limited then freed || c.route else freed end;
       continue;
     end if;
-    -- an extension split the claim meanwhile: each is counted off where it is now. Too few counted off are safe, the lease
-    -- ends; too many would lose messages
+    -- an extension split the claim meanwhile: each is counted off where it is now
     for c in
-      select k.* from bus.claims k where k.holder = let_go.holder and k.ids && one.ids order by k.claim for update
+      select k.* from bus.claims k where k.holder = let_go.holder and k.ids && one.ids order by k.claim for update skip locked
     loop
       select count(*) into counted
         from unnest(c.ids, c.attempts) as i (id, attempt)
@@ -1273,15 +1341,18 @@ begin
        set status = 'claimed', attempts = mine.attempt, claimed_by = extend.holder, claimed_at = mine.claimed_at,
            lease_until = until, retry_at = null
       from mine where m.id = mine.id
-    returning m.id, m.attempts
+    returning m.id, m.attempts, mine.claim
   )
-  select array_agg(k.id) as ids, array_agg(k.attempts) as attempts into kept from marked k;
+  select array_agg(k.id) as ids, array_agg(k.attempts) as attempts, array_agg(distinct k.claim) as claims
+    into kept from marked k;
   to_do := kept.ids;
   -- a second look finds what another extension has just moved to a claim of its own
-  for look in 1..3 loop
+  for look in 1..2 loop
     exit when coalesce(cardinality(to_do), 0) = 0;
     for one in
-      select c.* from bus.claims c where c.holder = extend.holder and c.ids && to_do order by c.claim for update
+      select c.* from bus.claims c
+       where c.holder = extend.holder and (c.claim = any (kept.claims) or (look = 2 and c.ids && to_do))
+       order by c.claim for update skip locked
     loop
       select array_agg(h.id) filter (where k.id is not null) as ids,
              array_agg(h.attempt) filter (where k.id is not null) as attempts,
@@ -1306,9 +1377,19 @@ begin
                attempts = part.attempts
          where c.holder = extend.holder and c.claim = one.claim;
       end if;
-      to_do := array(select k from unnest(to_do) as k where k <> all (part.ids));
+      to_do := array(select k from unnest(to_do) as k except select k from unnest(part.ids) as k);
     end loop;
   end loop;
+  if cardinality(to_do) > 0 then
+    -- the claim is locked, as by a completion inside a long transaction: the others of it get a lease of their own, and
+    -- bus.take_back leaves them alone when the old one ends. Limits count them in the old one.
+    insert into bus.claims (holder, lane, route, claimed_at, lease_until, remaining, ids, attempts)
+    select extend.holder, c.lane, c.route, c.claimed_at, until, count(*), array_agg(h.id), array_agg(h.attempt)
+      from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+      join unnest(kept.ids, kept.attempts) as k (id, attempt) on k.id = h.id and k.attempt = h.attempt
+     where c.holder = extend.holder and h.id = any (to_do)
+     group by c.claim, c.lane, c.route, c.claimed_at;
+  end if;
   return query select unnest(kept.ids);
 end
 $$;
@@ -1694,6 +1775,11 @@ begin
      where c.holder = holder_of and c.claim = claim_of
        and ((t.status = 'queued' and t.attempts = h.attempt - 1)
             or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt)
      order by t.id limit max_rows for update of t skip locked
   loop
     perform bus.record_event(outcome, t, actor, jsonb_build_object('holder', holder_of, 'attempt', m.attempt))
@@ -1707,7 +1793,12 @@ begin
       join public.agent_messages t on t.id = h.id
      where c.holder = holder_of and c.claim = claim_of
        and ((t.status = 'queued' and t.attempts = h.attempt - 1)
-            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of)));
+            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt));
   if not left_over then
     delete from bus.claims c where c.holder = holder_of and c.claim = claim_of;
   end if;
@@ -1863,11 +1954,18 @@ begin
          and m.root_id < bus.first_id((part.day + 1)::timestamp at time zone 'UTC')
          and m.root_id <> m.id and (m.done_at is null or m.done_at >= cutoff));
     begin
+      -- a sender whose id is old may not have committed: nobody may be there when it is looked at for the last time
+      execute format('lock table only public.agent_messages, %s in access exclusive mode', part.name);
+      execute format('select count(*), coalesce(bool_or(m.done_at is null or m.done_at >= $1), false) from %s m', part.name)
+         into rows_there, open using cutoff;
+      if open then
+        raise lock_not_available;
+      end if;
       execute format('drop table %s', part.name);
       removed := removed + rows_there;
     exception when lock_not_available then
-      -- somebody has a transaction open for long; the next time will do
-      exit;
+      -- somebody has a transaction open for long, or has just sent something: the next time will do
+      continue;
     end;
   end loop;
   return removed;
@@ -1911,6 +2009,7 @@ begin
    where d.failed_at < cutoff and not exists (select from public.agent_messages m where m.id = d.id);
   delete from bus.attempts a where a.ended_at < cutoff and not exists (select from public.agent_messages m where m.id = a.id);
   delete from bus.watchers w where w.until < (select clock_timestamp());
+  delete from bus.buckets b where b.at < (select clock_timestamp() - interval '7 days');
   return removed + rest;
 end
 $$;
@@ -2109,6 +2208,7 @@ begin
   end if;
   update bus.routes r set keyed = exists (select from bus.limits l where l.lane = its_lane and l.counted_by = 'key')
    where r.lane = its_lane;
+  update bus.claims c set limited = true where c.lane = its_lane and not c.limited;
   -- what is ready already goes round by the same shares
   update bus.ready d
      set share = hashtext(d.tenant || case when r.keyed then coalesce('/' || d.limit_key, '') else '' end)
@@ -2181,6 +2281,7 @@ declare
   got record;
   one_claim bigint;
   before integer;
+  round integer := 0;
 begin
   ids := '{}';
   attempts := '{}';
@@ -2223,7 +2324,8 @@ begin
           exit when part <= 0;
         end loop;
       end loop;
-      exit when cardinality(ids) >= want or cardinality(ids) = before;
+      round := case when cardinality(ids) = before then round + 1 else 0 end;
+      exit when cardinality(ids) >= want or cardinality(shares) < 256 and round > 0 or round = 8;
     end loop;
   end loop;
   perform bus.remember_turn(settings.lane, turn);
@@ -2241,7 +2343,7 @@ as $$
   select 'ready', unnest(r.ids) from bus.ready r
   union all select 'delayed', d.id from bus.delayed d
   union all
-  select 'claimed', m.id
+  select distinct 'claimed', m.id
     from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
     join public.agent_messages m on m.id = h.id
    where (m.status = 'queued' and m.attempts = h.attempt - 1)
@@ -2266,6 +2368,49 @@ as $$
       or (cardinality(w.places) > 1 and w.places <> array['behind', 'joins'])
 $$;
 comment on function bus.misplaced() is 'Messages that are nowhere, in two places, or ended and still somewhere: none, whatever happened.';
+
+create function bus.heal(max_rows integer default 1000) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  lost record;
+  healed integer := 0;
+begin
+  for lost in
+    select w.id, w.status, m.attempts, m.claimed_by, m.group_key
+      from bus.misplaced() w join public.agent_messages m on m.id = w.id
+     where w.places is null and m.created_at < clock_timestamp() - interval '1 minute'
+     order by w.id limit max_rows for update of m skip locked
+  loop
+    if lost.group_key is not null and not exists (select from bus.groups g where g.id = lost.id) then
+      perform bus.settle_failure(lost.id, lost.attempts, 'lease_expired', lost.claimed_by, 'claim was lost', true, null, 'bus.heal')
+        where lost.status = 'claimed';
+      perform bus.join_groups(array[lost.id]);
+    elsif lost.status = 'claimed' then
+      perform bus.settle_failure(lost.id, lost.attempts, 'lease_expired', lost.claimed_by, 'claim was lost', true, null, 'bus.heal');
+    else
+      perform bus.place(array[lost.id]);
+    end if;
+    healed := healed + 1;
+  end loop;
+  -- ends that a function of an older schema recorded know nothing of groups
+  for lost in
+    select g.id from bus.groups g join public.agent_messages m on m.id = g.id
+     where m.done_at < clock_timestamp() - interval '1 minute' limit max_rows
+  loop
+    perform bus.leave_group(lost.id);
+    healed := healed + 1;
+  end loop;
+  return healed;
+end
+$$;
+comment on function bus.heal(integer)
+  is 'Puts messages that are nowhere back into the queue (it reads all that is unfinished, so nothing calls it by itself); only a function of an older schema, under way while the schema changed, leaves such.';
 
 -- ---------------------------------------------------------------- what was there before
 
@@ -2302,6 +2447,8 @@ select bus.place(array(
      and not exists (select from bus.groups g join bus.groups e using (lane, tenant, group_key)
                       where g.id = m.id and e.position < g.position)));
 drop table bus.one_heap;
+-- their wake-ups, before the tables are altered
+set constraints all immediate;
 
 -- ---------------------------------------------------------------- who may do what
 

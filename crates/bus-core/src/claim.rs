@@ -184,10 +184,19 @@ impl Bus {
     /// # Errors
     /// When the database does not answer.
     pub async fn next_due(&self, route: &Route) -> Result<Option<Duration>, Error> {
-        let due: Option<i64> = sqlx::query_scalar("select bus.next_due($1, $2, $3)")
+        self.next_due_for(route, None).await
+    }
+
+    /// The same for an instance, whose own messages count too.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn next_due_for(&self, route: &Route, instance: Option<&str>) -> Result<Option<Duration>, Error> {
+        let due: Option<i64> = sqlx::query_scalar("select bus.next_due($1, $2, $3, $4)")
             .bind(route.service())
             .bind(route.role())
             .bind(i32::from(route.shard()))
+            .bind(instance)
             .fetch_one(&self.pool)
             .await?;
         Ok(due.map(|wait| Duration::from_millis(wait.unsigned_abs())))

@@ -134,7 +134,7 @@ impl<H: Handler> Worker<H> {
                 Turn::Full => FULL_RECHECK,
                 // what is due before the next look is found by it
                 Turn::Empty if look < SOON => look,
-                Turn::Empty => look.min(self.until_next_due().await),
+                Turn::Empty => look.min(self.until_next_due(&holder).await),
                 Turn::Unreachable => {
                     pause = (pause * 2).min(self.pace.poll);
                     pause
@@ -224,8 +224,9 @@ impl<H: Handler> Worker<H> {
         self.attempts.leases.is_cancelled(id)
     }
 
-    async fn until_next_due(&self) -> Duration {
-        match in_time(self.pace.patience, self.attempts.bus.next_due(&self.route)).await {
+    async fn until_next_due(&self, holder: &str) -> Duration {
+        let instance = holder.split_once('#').map(|(instance, _)| instance);
+        match in_time(self.pace.patience, self.attempts.bus.next_due_for(&self.route, instance)).await {
             Ok(Some(due)) => due.max(Duration::from_millis(5)).min(self.pace.poll),
             Ok(None) | Err(_) => self.pace.poll,
         }
