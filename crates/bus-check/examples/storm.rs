@@ -1,0 +1,94 @@
+//! The long run of the checks: `storm --messages 1000000 --seed 7 --json`; the last line says what came of it.
+
+use std::{
+    io::Write,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use cogo_bus_check::{StormSettings, Tally, run_actor, storm};
+
+/// How the program calls itself for one client.
+const CLIENT: &str = "client";
+const USAGE: &str = "storm [--messages N] [--round N] [--seed N] [--lease-ms N] [--json]";
+const BETWEEN_LINES: Duration = Duration::from_secs(1);
+
+struct Arguments {
+    settings: StormSettings,
+    json: bool,
+}
+
+fn arguments() -> anyhow::Result<Arguments> {
+    let program = std::env::current_exe().context("find this program")?;
+    let mut settings = StormSettings {
+        program: (program, vec![CLIENT.to_owned()]),
+        messages: 20_000,
+        round: 20_000,
+        seed: 1,
+        lease: Duration::from_secs(2),
+    };
+    let mut json = false;
+    let mut given = std::env::args().skip(1);
+    while let Some(name) = given.next() {
+        if name == "--json" {
+            json = true;
+            continue;
+        }
+        let value = given.next().with_context(|| format!("{name} lacks its value; {USAGE}"))?;
+        let value: u64 = value.parse().with_context(|| format!("read {name}"))?;
+        match name.as_str() {
+            "--messages" => settings.messages = value,
+            "--round" => settings.round = value.max(1),
+            "--seed" => settings.seed = value,
+            "--lease-ms" => settings.lease = Duration::from_millis(value),
+            _ => bail!("unknown argument {name}; {USAGE}"),
+        }
+    }
+    Ok(Arguments { settings, json })
+}
+
+fn line(tally: &Tally, of: u64) -> String {
+    format!(
+        "{} of {of} messages, {} clients and {} times Postgres killed, {} stopped, {} connections disturbed, \
+         {} unknown outcomes, {} broken promises, longest recovery {:.2} s",
+        tally.messages,
+        tally.clients_killed,
+        tally.postgres_killed,
+        tally.workers_stopped,
+        tally.connections_disturbed,
+        tally.unknown,
+        tally.violations,
+        tally.recovery_max_s
+    )
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    let Arguments { settings, json } = arguments;
+    let mut shown = Instant::now();
+    let of = settings.messages;
+    let tally = Box::pin(storm(&settings, |tally| {
+        if shown.elapsed() >= BETWEEN_LINES {
+            shown = Instant::now();
+            // people watch the one, programs read the other
+            let _ = writeln!(std::io::stderr(), "{}", line(tally, of));
+        }
+    }))
+    .await?;
+    let mut out = std::io::stdout().lock();
+    for report in &tally.reports {
+        writeln!(out, "{report}")?;
+    }
+    writeln!(out, "{}", if json { serde_json::to_string(&tally)? } else { line(&tally, of) })?;
+    Ok(tally.violations == 0)
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args().nth(1).as_deref() == Some(CLIENT) {
+        run_actor()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let holds = run(arguments()?)?;
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

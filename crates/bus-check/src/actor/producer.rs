@@ -1,0 +1,155 @@
+//! Sends messages of every kind: keyed, grouped, delayed, expiring, with ids of a wrong clock, alone, in batches, in transactions.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, Error};
+use cogo_contracts::{NewMessage, Tenant};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use uuid::{Builder, Uuid};
+
+use super::{Actor, Point, ROUTE};
+use crate::{
+    chance::Chance,
+    history::Outcome,
+    recorder::{enqueue, enqueued},
+};
+
+/// What a producer is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProducerSettings {
+    /// How many messages it sends, at least.
+    pub messages: u64,
+    /// Most of them in one call.
+    pub batch: u64,
+    /// Whether every message is plain: no groups, delays, deadlines, refusals, cancels.
+    pub plain: bool,
+    /// Pause between two calls.
+    pub pause_ms: u64,
+}
+
+/// Under these several producers send the same.
+const SHARED_KEYS: u64 = 40;
+const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
+/// After this many tries a call of unknown outcome is left as it is.
+const TRIES: usize = 200;
+const BETWEEN_TRIES: Duration = Duration::from_millis(50);
+
+pub(super) async fn run(actor: &mut Actor, settings: &ProducerSettings) {
+    let mut sent = 0;
+    while sent < settings.messages && !actor.is_stopped() {
+        let count = 1 + actor.chance.below(settings.batch.min(settings.messages - sent));
+        let messages: Vec<NewMessage> = (0..count).map(|number| message(actor, settings, sent + number)).collect();
+        sent += count;
+        let accepted = if actor.chance.percent(10) {
+            send_in_transaction(actor, &messages).await;
+            Vec::new()
+        } else {
+            send(actor, &messages).await
+        };
+        actor.fault.at(Point::Enqueued);
+        if let Some(victim) = accepted.first()
+            && !settings.plain
+            && actor.chance.percent(3)
+        {
+            // lost or not, it is in the journal
+            let _ = actor.bus.cancel(*victim).await;
+        }
+        if settings.pause_ms > 0 {
+            actor.pause(Duration::from_millis(settings.pause_ms)).await;
+        }
+    }
+}
+
+/// Sends until it is known what became of it, as far as the keys allow asking again.
+async fn send(actor: &mut Actor, messages: &[NewMessage]) -> Vec<Uuid> {
+    let may_ask_again = messages.iter().all(|message| message.idempotency_key.is_some());
+    for _ in 0..TRIES {
+        let call = actor.bus.enqueue_many(messages);
+        match actor.fault.during(Point::Enqueueing, &mut actor.chance, call).await {
+            Ok(sent) => return sent.into_iter().map(|sent| sent.id).collect(),
+            Err(broken) if broken.is_unknown() && !may_ask_again => return Vec::new(),
+            Err(_) if actor.is_stopped() => return Vec::new(),
+            Err(_) => actor.pause(BETWEEN_TRIES).await,
+        }
+    }
+    Vec::new()
+}
+
+/// Sends within a transaction, which is sometimes rolled back.
+async fn send_in_transaction(actor: &mut Actor, messages: &[NewMessage]) {
+    let number = actor.bus.journal().invoked(enqueue(messages));
+    let gives_up = actor.chance.percent(30);
+    let before_commit = async {
+        let mut transaction = actor.pool.begin().await.map_err(Error::from)?;
+        let sent = Bus::enqueue_many_in(&mut transaction, messages).await?;
+        Ok::<_, Error>((transaction, sent))
+    };
+    let patience = actor.bus.patience();
+    let outcome = match tokio::time::timeout(patience, before_commit).await {
+        Ok(Ok((transaction, _))) if gives_up => {
+            drop(transaction);
+            Outcome::Failed("rolled back".to_owned())
+        }
+        Ok(Ok((transaction, sent))) => {
+            actor.fault.at(Point::InTransaction);
+            match tokio::time::timeout(patience, transaction.commit()).await {
+                Ok(Ok(())) => Outcome::Ok(enqueued(&sent)),
+                _ => Outcome::Unknown("the commit brought no answer".to_owned()),
+            }
+        }
+        _ => Outcome::Failed("never committed".to_owned()),
+    };
+    actor.bus.journal().returned(number, outcome);
+}
+
+fn message(actor: &mut Actor, settings: &ProducerSettings, number: u64) -> NewMessage {
+    let now_ms = actor.bus.journal().client_ms();
+    let (name, label) = (&actor.name, &actor.label);
+    let chance = &mut actor.chance;
+    let tenant =
+        Tenant::new(TENANTS[usize::try_from(chance.below(3)).unwrap_or(0)]).expect("the names are well formed");
+    let act = if settings.plain { "plain" } else { act(chance) };
+    let mut message = NewMessage::new(ROUTE, Some(tenant), json!({"act": act, "number": number}));
+    // few, so that a message that is failed on purpose ends within a check
+    message.max_attempts = Some(3);
+    match chance.below(10) {
+        0..5 => message.idempotency_key = Some(format!("{name}-{number}")),
+        5 if !settings.plain => message.idempotency_key = Some(format!("shared{label}-{}", chance.below(SHARED_KEYS))),
+        6 | 7 => message.id = Some(id_by(now_ms, chance)),
+        _ => {}
+    }
+    if chance.percent(30) {
+        message.payload["__assignment"] = json!({"budget": {"maxTokens": 1_000}});
+    }
+    if settings.plain {
+        return message;
+    }
+    match chance.below(20) {
+        0 => message.delay_ms = Some(chance.below(300)),
+        1 => message.ttl_ms = Some(20 + chance.below(400)),
+        2 | 3 => message.group_key = Some(format!("group-{}", chance.below(4))),
+        4 => message.priority = Some(10),
+        _ => {}
+    }
+    message
+}
+
+fn act(chance: &mut Chance) -> &'static str {
+    match chance.below(100) {
+        0..60 => "plain",
+        60..66 => "follow",
+        66..73 => "flaky",
+        73..76 => "reject",
+        76..78 => "poison",
+        78..84 => "hand_back",
+        84..92 => "slow",
+        92..96 => "greedy",
+        _ => "transaction",
+    }
+}
+
+/// A time-ordered id by a clock that may be wrong.
+fn id_by(milliseconds: i64, chance: &mut Chance) -> Uuid {
+    Builder::from_unix_timestamp_millis(milliseconds.unsigned_abs(), &chance.bytes()).into_uuid()
+}

@@ -1,0 +1,215 @@
+//! The long run: rounds of load under faults that chance picks, each judged at its end, until enough messages went through.
+
+mod faults;
+mod recovery;
+mod server;
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use serde::Serialize;
+use sqlx::PgPool;
+use tokio::signal::unix::{SignalKind, signal};
+use uuid::Uuid;
+
+use crate::{
+    Chance, Harm, KeeperSettings, ProducerSettings, RecordedBus, Report, Rest, Role, Scene, WorkerSettings,
+    journal::{Journal, now_us},
+};
+
+use faults::Storming;
+use server::Server;
+
+/// What a storm is told.
+#[derive(Debug, Clone)]
+pub struct StormSettings {
+    /// The program that runs one client, and its arguments.
+    pub program: (PathBuf, Vec<String>),
+    /// At least this many messages go through.
+    pub messages: u64,
+    /// Messages of one round; all of its calls are held in memory.
+    pub round: u64,
+    /// What decides the faults.
+    pub seed: u64,
+    /// How long workers own what they claim.
+    pub lease: Duration,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Tally {
+    /// Messages that went through.
+    pub messages: u64,
+    /// Acknowledged and gone, or never ended.
+    pub lost: usize,
+    /// Completed or otherwise done twice.
+    pub duplicated: usize,
+    /// Accepted from one who no longer owned it.
+    pub stale_accepted: usize,
+    /// Every broken promise, those above included.
+    pub violations: usize,
+    /// Longest time from the kill of a worker until a message of it ran again, in seconds.
+    pub recovery_max_s: f64,
+    /// Longest time that Postgres was away after a kill, in seconds.
+    pub outage_max_s: f64,
+    /// Longest time from the end of the faults until everything had ended, in seconds.
+    pub drain_max_s: f64,
+    /// Lease of every claim, in seconds.
+    pub lease_s: f64,
+    /// Calls that clients made.
+    pub calls: usize,
+    /// Those of which nobody knows the outcome.
+    pub unknown: usize,
+    /// Workers, producers and keepers that were killed.
+    pub clients_killed: u32,
+    /// Workers that were stopped past their lease and continued.
+    pub workers_stopped: u32,
+    /// Kills of Postgres.
+    pub postgres_killed: u32,
+    /// Cuts, stalls and delays of connections, and notifications that were tampered with.
+    pub connections_disturbed: u32,
+    /// What decided the faults.
+    pub seed: u64,
+    /// Length of the run, in seconds.
+    pub elapsed_s: f64,
+    /// The first broken promises, for people.
+    #[serde(skip)]
+    pub reports: Vec<String>,
+}
+
+/// Faults stop, and then everything must have ended within this time.
+const DRAIN: Duration = Duration::from_secs(180);
+
+/// Runs a storm on a Postgres of its own; `progress` is told how far it is.
+///
+/// # Errors
+/// When Postgres cannot be run or a client cannot be started; broken promises are no errors.
+pub async fn storm(settings: &StormSettings, mut progress: impl FnMut(&Tally)) -> anyhow::Result<Tally> {
+    let directory = tempfile::Builder::new().prefix("cogo-storm-").tempdir().context("make a directory")?;
+    let server = Box::pin(Server::start(directory.path())).await?;
+    let begin = Instant::now();
+    let mut tally = Tally { seed: settings.seed, lease_s: settings.lease.as_secs_f64(), ..Tally::default() };
+    let mut chance = Chance::new(settings.seed);
+    let mut round = 0;
+    let mut former = HashSet::new();
+    // rows of a broken round are left as they are, so it is the last
+    while tally.messages < settings.messages && tally.violations == 0 {
+        round += 1;
+        let messages = settings.round.min(settings.messages - tally.messages);
+        let round = Round { number: round, messages, former: std::mem::take(&mut former) };
+        let weather = Box::pin(weather(settings, &server, &mut chance, round, &mut tally, &mut progress));
+        let told = tokio::select! {
+            told = weather => told,
+            () = interrupted() => Err(anyhow::anyhow!("Interrupted")),
+        };
+        match told {
+            Ok(left) => former = left,
+            Err(error) => {
+                server.stop().await?;
+                return Err(error);
+            }
+        }
+        tally.elapsed_s = begin.elapsed().as_secs_f64();
+        progress(&tally);
+    }
+    server.stop().await?;
+    Ok(tally)
+}
+
+/// Somebody wants an end; Postgres must not be left behind.
+async fn interrupted() {
+    let Ok(mut terminated) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+struct Round {
+    number: u32,
+    messages: u64,
+    /// What is left of the rounds before.
+    former: HashSet<Uuid>,
+}
+
+/// One round; answers what is left of it.
+async fn weather(
+    settings: &StormSettings,
+    server: &Server,
+    chance: &mut Chance,
+    round: Round,
+    tally: &mut Tally,
+    progress: &mut impl FnMut(&Tally),
+) -> anyhow::Result<HashSet<Uuid>> {
+    let (program, arguments) = &settings.program;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let scene =
+        Scene::new(program.clone(), &arguments, &server.url, chance.number())?.labelled(&format!("-r{}", round.number));
+    let former = round.former.len();
+    let scene = scene.after(round.former);
+    let mut storming = Storming::begin(scene, server, settings.lease, chance).await?;
+    storming.blow(round.messages, former, tally, progress).await?;
+    let (mut scene, outages) = storming.calm().await?;
+    let drain = scene.drained(&server.pool, DRAIN).await.unwrap_or(DRAIN);
+    tally.drain_max_s = tally.drain_max_s.max(drain.as_secs_f64());
+    let report = scene.verdict(&server.pool, Rest::Drained).await?;
+    let recovery = recovery::longest(&scene.history()?, scene.deaths(), &outages);
+    tally.add(&report, recovery);
+    if !report.violations.is_empty() {
+        return Ok(HashSet::new());
+    }
+    sweep(&server.pool).await.context("remove the messages of a round")
+}
+
+impl Tally {
+    fn add(&mut self, report: &Report, recovery: Duration) {
+        self.messages += report.messages as u64;
+        self.lost += report.count(Harm::Lost);
+        self.duplicated += report.count(Harm::Duplicated);
+        self.stale_accepted += report.count(Harm::Stale);
+        self.violations += report.violations.len();
+        self.calls += report.calls;
+        self.unknown += report.unknown;
+        self.recovery_max_s = self.recovery_max_s.max(recovery.as_secs_f64());
+        if !report.violations.is_empty() {
+            self.reports.push(report.to_string());
+        }
+    }
+}
+
+/// Removes everything that retention may remove; answers what must stay, such as ids of a clock that is ahead.
+async fn sweep(pool: &PgPool) -> anyhow::Result<HashSet<Uuid>> {
+    let bus = RecordedBus::new(pool.clone(), Journal::in_memory("sweep"));
+    while bus.retain(Duration::ZERO, 5_000).await? > 0 {}
+    while bus.bus().retain_events(Duration::ZERO, 50_000).await? > 0 {}
+    let left: Vec<(Uuid, bool)> =
+        sqlx::query_as("select id, done_at is not null from public.agent_messages").fetch_all(pool).await?;
+    anyhow::ensure!(left.iter().all(|(_, has_ended)| *has_ended), "a round ended with unfinished messages");
+    Ok(left.into_iter().map(|(id, _)| id).collect())
+}
+
+/// Claims of few and of many are kept differently by some layouts.
+const CLAIMS: [u16; 3] = [4, 40, 150];
+
+fn worker(lease: Duration, chance: &mut Chance) -> Role {
+    let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+    let batch = CLAIMS[usize::try_from(chance.below(CLAIMS.len() as u64)).unwrap_or(0)];
+    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true })
+}
+
+fn keeper() -> Role {
+    Role::Keeper(KeeperSettings { every_ms: 100, replays: 5, keep_ms: None })
+}
+
+fn producer(messages: u64) -> Role {
+    Role::Producer(ProducerSettings { messages, batch: 40, plain: false, pause_ms: 0 })
+}
+
+/// When something begins, for outages.
+fn moment() -> i64 {
+    now_us()
+}
