@@ -72,7 +72,9 @@ alter table public.agent_messages
   drop constraint agent_messages_service_check, drop constraint agent_messages_role_check,
   drop constraint agent_messages_tenant_check;
 -- with another name a claim of the old layout that was under way fails, instead of taking messages without a lease row
-alter table public.agent_messages rename column blocked to awaiting;
+alter table public.agent_messages
+  drop column blocked,
+  add column awaiting boolean not null default false;
 alter table public.agent_messages
   add column limit_key text check (length(limit_key) between 1 and 200);
 comment on table public.agent_messages is 'Every message between agents. Insert freely; change only through functions of schema bus.';
@@ -1084,6 +1086,11 @@ begin
     returning array[c.claim] into claims;
   end if;
 
+  -- it may have been suspended after the first look, and before what was taken was sent
+  if not registry.may_claim(claim.holder) then
+    raise exception 'Holder % is not active in the registry', claim.holder
+      using errcode = 'object_not_in_prerequisite_state';
+  end if;
   moment := clock_timestamp();
   if cardinality(taken) > 64 then
     -- the claim alone tells whose they are; the rows are marked when the first heartbeat finds them unfinished

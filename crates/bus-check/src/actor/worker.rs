@@ -30,6 +30,8 @@ pub struct WorkerSettings {
 /// Tries of a call that brought no answer; then the lease is left to pass.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+/// Work on a slow message; short, so that a claim of many ends within its lease.
+const SLOW_WORK: Duration = Duration::from_millis(3);
 
 pub(super) async fn run(actor: &mut Actor, settings: &WorkerSettings) {
     let wakeups = WakeUps::default();
@@ -159,7 +161,7 @@ async fn extend_and_complete(actor: &mut Actor, message: &Claimed, lease: Durati
     if kept.is_ok_and(|kept| kept.is_empty()) {
         return;
     }
-    actor.pause(lease / 20).await;
+    actor.pause(SLOW_WORK).await;
     complete(actor, message, 0).await;
 }
 

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::{Chance, Cut, Direction, Fault, Hints, How, Point, Proxy, Scene, Start, Trigger};
 
-use super::{Server, Tally, keeper, moment, producer, recovery::Outage, worker};
+use super::{Server, Tally, keeper, moment, producer, quick_worker, recovery::Outage, worker};
 
 /// Workers without a proxy, and with one.
 const DIRECT_WORKERS: usize = 1;
@@ -39,6 +39,8 @@ pub(super) struct Storming<'a> {
     lease: Duration,
     chance: &'a mut Chance,
     proxies: Vec<(Proxy, String)>,
+    /// A worker that nothing happens to, so that there is always one that could run a message again.
+    sound: String,
     /// Stopped workers and when they go on.
     sleepers: Vec<(String, Instant)>,
     outages: Vec<Outage>,
@@ -55,10 +57,12 @@ impl<'a> Storming<'a> {
         for _ in 0..PROXIES {
             proxies.push(Proxy::before(&server.url).await?);
         }
-        let mut storming = Self { scene, server, lease, chance, proxies, sleepers: Vec::new(), outages: Vec::new() };
+        let (sleepers, outages, sound) = (Vec::new(), Vec::new(), String::new());
+        let mut storming = Self { scene, server, lease, chance, proxies, sound, sleepers, outages };
         for _ in 0..KEEPERS {
             storming.start(Start::new(keeper()), None).await?;
         }
+        storming.sound = storming.start(Start::new(quick_worker(lease)), None).await?;
         for _ in 0..DIRECT_WORKERS {
             storming.start_worker(None).await?;
         }
@@ -129,7 +133,7 @@ impl<'a> Storming<'a> {
         for _ in count("keeper")..KEEPERS {
             self.start(Start::new(keeper()), None).await?;
         }
-        for _ in count("worker")..DIRECT_WORKERS + PROXIES {
+        for _ in count("worker")..1 + DIRECT_WORKERS + PROXIES {
             let point = POINTS[usize::try_from(self.chance.below(POINTS.len() as u64)).unwrap_or(0)];
             let nth = 1 + u32::try_from(self.chance.below(20)).unwrap_or(0);
             let fault = self.chance.percent(30).then_some(Fault { point, nth, how: How::Kill });
@@ -171,7 +175,7 @@ impl<'a> Storming<'a> {
 
     fn pick(&mut self, kind: &str) -> Option<String> {
         let mut living = self.scene.living();
-        living.retain(|name| name.starts_with(kind));
+        living.retain(|name| name.starts_with(kind) && *name != self.sound);
         let pick = usize::try_from(self.chance.below(living.len() as u64)).ok()?;
         living.into_iter().nth(pick)
     }

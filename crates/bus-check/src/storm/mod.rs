@@ -196,8 +196,16 @@ async fn sweep(pool: &PgPool) -> anyhow::Result<HashSet<Uuid>> {
 const CLAIMS: [u16; 3] = [4, 40, 150];
 
 fn worker(lease: Duration, chance: &mut Chance) -> Role {
+    worker_of(lease, CLAIMS[usize::try_from(chance.below(CLAIMS.len() as u64)).unwrap_or(0)])
+}
+
+/// One that comes back for more at once, so that what is given back does not wait for it.
+fn quick_worker(lease: Duration) -> Role {
+    worker_of(lease, CLAIMS[0])
+}
+
+fn worker_of(lease: Duration, batch: u16) -> Role {
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-    let batch = CLAIMS[usize::try_from(chance.below(CLAIMS.len() as u64)).unwrap_or(0)];
     Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true })
 }
 
