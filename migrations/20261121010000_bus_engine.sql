@@ -1101,7 +1101,7 @@ begin
       from unnest(taken, taken_attempts) as e (id, attempt)
       join public.agent_messages m on m.id = e.id
      where m.status = 'queued' and m.attempts = e.attempt - 1
-       and (m.expires_at is null or m.expires_at > moment);
+       and (m.expires_at is null or m.expires_at > clock_timestamp());
   else
     -- a row that somebody has locked, such as one who is about to send what awaits it, is not waited for
     return query
@@ -1131,7 +1131,9 @@ begin
     select h.id, h.attempt, h.max_attempts, h.tenant, h.payload, h.headers, h.root_id, h.parent_id, h.reply_to, h.priority,
            h.created_at, (extract(epoch from clock_timestamp() - h.created_at) * 1000)::bigint,
            (extract(epoch from h.expires_at - clock_timestamp()) * 1000)::bigint
-      from handed_out h;
+      from handed_out h
+     -- one whose time passed in this very moment is not started; its lease ends, and then it is a dead letter
+     where h.expires_at is null or h.expires_at > clock_timestamp();
   end if;
   get diagnostics shown = row_count;
   if shown < cardinality(taken) then
