@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::{Map, Value};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row, postgres::PgRow};
 use uuid::Uuid;
 
 use crate::{Bus, Error};
@@ -60,36 +61,41 @@ pub struct Claimed {
     pub remaining_ms: Option<i64>,
 }
 
-#[derive(sqlx::FromRow)]
+/// A row of `bus.claim`, by position: looking up twelve names for each message costs as much as reading them.
 struct ClaimedRow {
-    id: Uuid,
-    attempt: i16,
-    max_attempts: i16,
-    tenant: String,
-    payload: String,
-    headers: String,
-    root_id: Uuid,
-    parent_id: Option<Uuid>,
-    reply_to: Option<String>,
-    waited_ms: i64,
-    remaining_ms: Option<i64>,
+    message: Claimed,
+    priority: i16,
+    created_at: DateTime<Utc>,
+}
+
+/// What Postgres takes for JSON and we cannot read.
+struct Unreadable {
+    fence: Fence,
+    error: serde_json::Error,
 }
 
 impl ClaimedRow {
-    fn parse(self) -> Result<Claimed, serde_json::Error> {
-        Ok(Claimed {
-            id: self.id,
-            attempt: self.attempt,
-            max_attempts: self.max_attempts,
-            tenant: self.tenant,
-            payload: serde_json::from_str(&self.payload)?,
-            headers: serde_json::from_str(&self.headers)?,
-            root_id: self.root_id,
-            parent_id: self.parent_id,
-            reply_to: self.reply_to,
-            waited_ms: self.waited_ms,
-            remaining_ms: self.remaining_ms,
-        })
+    fn read(row: &PgRow) -> Result<Result<Self, Unreadable>, sqlx::Error> {
+        let fence = Fence { id: row.try_get(0)?, attempt: row.try_get(1)? };
+        let (payload, headers) = (serde_json::from_str(row.try_get(4)?), serde_json::from_str(row.try_get(5)?));
+        let (payload, headers) = match (payload, headers) {
+            (Ok(payload), Ok(headers)) => (payload, headers),
+            (Err(error), _) | (_, Err(error)) => return Ok(Err(Unreadable { fence, error })),
+        };
+        let message = Claimed {
+            id: fence.id,
+            attempt: fence.attempt,
+            max_attempts: row.try_get(2)?,
+            tenant: row.try_get(3)?,
+            payload,
+            headers,
+            root_id: row.try_get(6)?,
+            parent_id: row.try_get(7)?,
+            reply_to: row.try_get(8)?,
+            waited_ms: row.try_get(9)?,
+            remaining_ms: row.try_get(10)?,
+        };
+        Ok(Ok(Self { message, priority: row.try_get(11)?, created_at: row.try_get(12)? }))
     }
 }
 
@@ -148,11 +154,10 @@ impl Bus {
     /// # Errors
     /// When the database does not answer or refuses the request.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<Claimed>, Error> {
-        let rows: Vec<ClaimedRow> = sqlx::query_as(
-            "select id, attempt, max_attempts, tenant, payload::text as payload, headers::text as headers, root_id,
-                    parent_id, reply_to, waited_ms, remaining_ms
-               from bus.claim($1, $2, $3, $4, $5, $6, $7)
-              order by priority, created_at, id",
+        let rows = sqlx::query(
+            "select id, attempt, max_attempts, tenant, payload::text, headers::text, root_id, parent_id, reply_to,
+                    waited_ms, remaining_ms, priority, created_at
+               from bus.claim($1, $2, $3, $4, $5, $6, $7)",
         )
         .bind(request.route.service())
         .bind(request.route.role())
@@ -164,19 +169,19 @@ impl Bus {
         .fetch_all(&self.pool)
         .await?;
         let mut claimed = Vec::with_capacity(rows.len());
-        for row in rows {
-            let fence = Fence { id: row.id, attempt: row.attempt };
-            match row.parse() {
+        for row in &rows {
+            match ClaimedRow::read(row)? {
                 Ok(message) => claimed.push(message),
-                // what Postgres takes for JSON and we cannot read must not cost those that were claimed with it
-                Err(unreadable) => {
-                    let reason = format!("payload cannot be read: {unreadable}");
+                // it must not cost those that were claimed with it
+                Err(Unreadable { fence, error }) => {
+                    let reason = format!("payload cannot be read: {error}");
                     let failure = Failure { reason, retriable: false, retry_after: None };
                     self.fail(&fence, request.holder, &failure).await?;
                 }
             }
         }
-        Ok(claimed)
+        claimed.sort_by_key(|row| (row.priority, row.created_at, row.message.id));
+        Ok(claimed.into_iter().map(|row| row.message).collect())
     }
 
     /// How long until the next delayed message of a route is due or a rate lets one start; none if nothing waits for time.
@@ -261,16 +266,18 @@ impl Bus {
         let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
         let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
         let urls: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect();
-        let recorded = sqlx::query_scalar("select id from bus.complete_many($1, $2, $3, $4, $5, $6)")
-            .bind(ids)
-            .bind(attempts)
-            .bind(holder)
-            .bind(results)
-            .bind(snippets)
-            .bind(urls)
-            .fetch_all(&self.pool)
-            .await?;
-        Ok(recorded)
+        // one row of many ids: a row for each costs the client more than the completion
+        let recorded: Option<Vec<Uuid>> =
+            sqlx::query_scalar("select array_agg(id) from bus.complete_many($1, $2, $3, $4, $5, $6)")
+                .bind(ids)
+                .bind(attempts)
+                .bind(holder)
+                .bind(results)
+                .bind(snippets)
+                .bind(urls)
+                .fetch_one(&self.pool)
+                .await?;
+        Ok(recorded.unwrap_or_default())
     }
 
     /// Ends the attempt with an error; none if the claim was no longer the holder's.

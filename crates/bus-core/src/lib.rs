@@ -7,6 +7,7 @@ mod claim;
 mod dead_letters;
 mod error;
 mod event;
+mod finished;
 mod partial;
 mod request;
 mod schedule;
@@ -22,14 +23,15 @@ pub use claim::{ClaimRequest, Claimed, Completion, Failure, Fence, Settled};
 pub use dead_letters::Replayed;
 pub use error::Error;
 pub use event::{Event, NewEvent, events_of_task, execution_events_after, record_event};
+pub use finished::insert_finished;
 pub use partial::{
     MAX_PARTIAL_BYTES, Partial, PartialClaim, PartialError, PartialFlusher, PartialPace, PartialPlace, PartialWriter,
 };
 pub use request::{Reply, RequestError};
 pub use schedule::{Fired, InvalidSchedule, MissedRuns, NewSchedule, Schedule, ScheduleError};
 pub use stats::{
-    COUNT_CAP, Capped, FailureGroup, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts, StatusTotal,
-    Summary, failures, recent_events, recent_messages, summary, totals,
+    COUNT_CAP, Capped, FailureGroup, Load, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts,
+    StatusTotal, Summary, failures, load, recent_events, recent_messages, summary, totals,
 };
 pub use steering::{CountedBy, Limit, RouteSettings};
 pub use task::{Attempt, Outcome};

@@ -58,6 +58,7 @@ pub enum RequestError {
 struct Asked {
     id: Uuid,
     root_id: Uuid,
+    duplicate: bool,
 }
 
 /// What `bus.reply` answers.
@@ -108,7 +109,7 @@ impl Bus {
         caller: Option<Uuid>,
     ) -> Result<Reply, RequestError> {
         let mut hints = wakeups.subscribe();
-        let asked: Asked = sqlx::query_as("select id, root_id from bus.request($1, $2, $3, $4)")
+        let asked: Asked = sqlx::query_as("select id, root_id, duplicate from bus.request($1, $2, $3, $4)")
             .bind(sqlx::types::Json(message))
             .bind(i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX))
             .bind(format!("request#{}", Uuid::now_v7()))
@@ -119,6 +120,11 @@ impl Bus {
         let id = asked.id;
         // counted from after the send: once this has passed here, it has passed in the database
         let until = Instant::now() + deadline;
+        if !asked.duplicate {
+            // what was just sent is watched since before anybody could see it: a hint will come
+            let _hint =
+                tokio::time::timeout_at(until.min(Instant::now() + POLL), hint_about(&mut hints, asked.root_id)).await;
+        }
         loop {
             let is_last_look = Instant::now() >= until;
             let patience = match self.reply(id).await {

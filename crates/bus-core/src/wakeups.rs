@@ -13,6 +13,9 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 /// Hints held for a slow receiver; one that lags behind is told to look at everything.
 const BACKLOG: usize = 1024;
 
+/// What the subscription hears of; the registry too, so that a process that follows it needs no second one.
+const CHANNELS: [&str; 5] = ["bus_ready", "bus_task", "bus_cancel", "bus_broadcast", "registry_changed"];
+
 /// A hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wake {
@@ -24,6 +27,8 @@ pub enum Wake {
     Cancelled(Uuid),
     /// A topic has a broadcast.
     Broadcast(String),
+    /// The registry has this version now.
+    Registry(i64),
     /// The subscription was (re)opened: anything may have happened meanwhile.
     CatchUp,
 }
@@ -79,7 +84,7 @@ impl WakeUps {
         let mut listener = PgListener::connect_with(pool).await?;
         // a silent reconnect would hide the gap that a catch-up must cover
         listener.eager_reconnect(false);
-        listener.listen_all(["bus_ready", "bus_task", "bus_cancel", "bus_broadcast"]).await?;
+        listener.listen_all(CHANNELS).await?;
         *pause = RECONNECT.0;
         info!("realtime subscription open");
         self.send(Wake::CatchUp);
@@ -106,6 +111,7 @@ fn read(channel: &str, payload: &str) -> Option<Wake> {
         "bus_task" => payload.parse().ok().map(Wake::Task),
         "bus_cancel" => payload.parse().ok().map(Wake::Cancelled),
         "bus_broadcast" => Some(Wake::Broadcast(payload.to_owned())),
+        "registry_changed" => payload.parse().ok().map(Wake::Registry),
         _ => None,
     }
 }
@@ -117,6 +123,7 @@ mod tests {
     #[test]
     fn hints_are_read_and_rubbish_is_not() {
         assert_eq!(read("bus_ready", "rag/embed/0"), Some(Wake::Ready("rag/embed/0".to_owned())));
+        assert_eq!(read("registry_changed", "17"), Some(Wake::Registry(17)));
         assert_eq!(read("bus_task", "not an id"), None);
         assert_eq!(read("other", ""), None);
     }

@@ -3,12 +3,14 @@
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    PgPool,
+    Connection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 /// Port on which Supabase's pooler speaks transaction mode, where prepared statements do not survive.
 const TRANSACTION_POOLER_PORT: u16 = 6543;
+/// A connection that rested longer is asked whether it still lives; asking at each use would cost as much as a small statement.
+const TRUSTED_REST: Duration = Duration::from_secs(1);
 
 /// How a process connects.
 #[derive(Debug, Clone)]
@@ -59,5 +61,14 @@ pub fn connect(settings: &PoolSettings) -> Result<PgPool, sqlx::Error> {
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
         .idle_timeout(Duration::from_secs(300))
+        .test_before_acquire(false)
+        .before_acquire(|connection, rest| {
+            Box::pin(async move {
+                if rest.idle_for > TRUSTED_REST {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options))
 }

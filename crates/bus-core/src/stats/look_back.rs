@@ -127,6 +127,7 @@ pub(super) struct Ended {
     pub(super) waited: i64,
     pub(super) total_ms: Option<Vec<f64>>,
     pub(super) wait_ms: Option<Vec<f64>>,
+    pub(super) mean_run_ms: Option<f64>,
     is_total: bool,
     covered_s: Option<f64>,
 }
@@ -141,7 +142,8 @@ pub(super) async fn recent(connection: &mut PgConnection, window: Duration, cap:
           ), sample as (
             select s.service, s.role, s.shard, s.status, s.claimed_at is not null as was_claimed,
                    greatest(0, extract(epoch from s.done_at - s.created_at) * 1000)::float8 as total_ms,
-                   greatest(0, extract(epoch from s.claimed_at - s.created_at) * 1000)::float8 as wait_ms
+                   greatest(0, extract(epoch from s.claimed_at - s.created_at) * 1000)::float8 as wait_ms,
+                   greatest(0, extract(epoch from s.done_at - s.claimed_at) * 1000)::float8 as run_ms
               from seen s where s.done_at >= (select r.since from reach r)
           )
           select coalesce(s.service, '') as service, coalesce(s.role, '') as role, coalesce(s.shard, 0) as shard,
@@ -153,6 +155,7 @@ pub(super) async fn recent(connection: &mut PgConnection, window: Duration, cap:
                    as total_ms,
                  percentile_cont(array[0.5, 0.9, 0.99]) within group (order by s.wait_ms) filter (where s.was_claimed)
                    as wait_ms,
+                 avg(s.run_ms) filter (where s.was_claimed and s.status in ('done', 'failed')) as mean_run_ms,
                  (select extract(epoch from r.now - r.since)::float8 from reach r where r.shortened) as covered_s
             from sample s
            group by grouping sets ((), (s.service, s.role, s.shard))"

@@ -23,6 +23,9 @@ pub const COUNT_CAP: i64 = 100_000;
 /// Rows that rates and latencies look at, newest first; percentiles of more cost a sort and say no more.
 pub const SAMPLE_CAP: i64 = 25_000;
 
+/// Rows that [`load`] looks at for rates and times of work.
+const LOAD_SAMPLE_CAP: i64 = 4000;
+
 /// Routes that a summary lists; its totals count all.
 const LISTED_ROUTES: usize = 500;
 
@@ -95,6 +98,8 @@ pub struct RouteStats {
     pub p50_ms: Option<f64>,
     /// 90th percentile from created to done, of the window.
     pub p90_ms: Option<f64>,
+    /// Mean from the last claim to the end, of the claimed ones that were completed or given up within the window.
+    pub mean_run_ms: Option<f64>,
 }
 
 /// Messages of one route and status, all shards together.
@@ -184,6 +189,28 @@ pub async fn summary(pool: &PgPool, window: Duration) -> Result<Summary, Error> 
     })
 }
 
+/// What a pool is scaled by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// Seconds that rates cover; shorter than asked for when much ended lately.
+    pub window_s: f64,
+    /// Each route with unfinished messages or with ends within the window.
+    pub by_route: Vec<RouteStats>,
+}
+
+/// What waits, what is at work and what ended within `window`, by route: a part of [`summary`] that is cheap enough to be
+/// asked for every second.
+///
+/// # Errors
+/// As [`summary`].
+pub async fn load(pool: &PgPool, window: Duration) -> Result<Load, Error> {
+    let mut snapshot = bounded(pool).await?;
+    let standing = standing::by_route(&mut snapshot, COUNT_CAP).await?;
+    let recent = look_back::recent(&mut snapshot, window, LOAD_SAMPLE_CAP).await?;
+    snapshot.commit().await?;
+    Ok(Load { window_s: recent.covered_s, by_route: by_route(standing, recent.by_route) })
+}
+
 /// What stands and what ended, side by side.
 fn by_route(standing: Vec<standing::Standing>, ended: Vec<look_back::Ended>) -> Vec<RouteStats> {
     let mut routes = BTreeMap::new();
@@ -201,6 +228,7 @@ fn by_route(standing: Vec<standing::Standing>, ended: Vec<look_back::Ended>) -> 
                 oldest_age_s: row.oldest_age_s,
                 p50_ms: None,
                 p90_ms: None,
+                mean_run_ms: None,
             },
         );
     }
@@ -218,11 +246,12 @@ fn by_route(standing: Vec<standing::Standing>, ended: Vec<look_back::Ended>) -> 
                 oldest_age_s: None,
                 p50_ms: None,
                 p90_ms: None,
+                mean_run_ms: None,
             }),
         };
         let times = percentiles(row.total_ms.as_deref(), row.done);
         (stats.done, stats.failed) = (row.done, row.failed);
-        (stats.p50_ms, stats.p90_ms) = (times.p50, times.p90);
+        (stats.p50_ms, stats.p90_ms, stats.mean_run_ms) = (times.p50, times.p90, row.mean_run_ms);
     }
     routes.into_values().take(LISTED_ROUTES).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, Completion, Failure, StatusCounts, failures, recent_messages, summary, totals};
+use cogo_bus_core::{Bus, Completion, Failure, StatusCounts, failures, load, recent_messages, summary, totals};
 use cogo_contracts::NewMessage;
 use serde_json::json;
 
@@ -206,4 +206,35 @@ async fn failures_are_grouped_and_newest_first() {
     assert_eq!(listed.len(), 4);
     assert!(listed.is_sorted_by(|a, b| a.failed_at >= b.failed_at));
     assert_eq!(listed[0].error, "no such table");
+}
+
+#[tokio::test]
+async fn the_mean_time_of_work_is_of_what_ran_and_ended_lately() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(5)).await.unwrap();
+    let mean = async || summary(bus.pool(), WINDOW).await.unwrap().by_route[0].mean_run_ms;
+    assert_eq!(mean().await, None);
+    let held = claim(&bus, "w", 4).await;
+    assert_eq!(mean().await, None, "what still runs says nothing");
+    for claimed in &held[..2] {
+        assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+    }
+    let failure = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&held[2].fence(), "w", &failure).await.unwrap();
+    for id in [held[3].id, held[0].id] {
+        // the second one has ended and stays so
+        bus.cancel(id).await.unwrap();
+    }
+    let times = "update public.agent_messages set claimed_at = done_at - interval '1 ms' * $2 where id = $1";
+    for (claimed, run_ms) in held.iter().zip([100, 200, 600, 9000]) {
+        sqlx::query(times).bind(claimed.id).bind(run_ms).execute(bus.pool()).await.unwrap();
+    }
+    let mean = mean().await.unwrap();
+    assert!((mean - 300.0).abs() < 1e-6, "{mean}: neither what was cancelled nor what waits counts");
+    // what a pool is scaled by is a part of the same
+    let whole = summary(bus.pool(), WINDOW).await.unwrap();
+    let part = load(bus.pool(), WINDOW).await.unwrap();
+    let figures =
+        |stats: &cogo_bus_core::RouteStats| (stats.queued, stats.claimed, stats.done, stats.failed, stats.mean_run_ms);
+    assert_eq!((part.window_s, figures(&part.by_route[0])), (whole.window_s, figures(&whole.by_route[0])));
 }
