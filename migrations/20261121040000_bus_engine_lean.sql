@@ -112,6 +112,33 @@ begin
 end
 $$;
 
+-- ---------------------------------------------------------------- wake-ups
+
+create or replace function bus.wake() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  slot constant regclass := ('bus.woken_' || (new.lane & 15))::regclass;
+  -- 18 bits of the lane over 45 bits of tenths of a millisecond
+  lane_bits constant bigint := (new.lane & 262143) << 45;
+  at constant bigint := (extract(epoch from clock_timestamp() - timestamptz '2026-01-01 00:00:00Z') * 10000)::bigint;
+  last constant bigint := coalesce(pg_sequence_last_value(slot), 0);
+  allowed_at bigint := case when last & ~35184372088831 = lane_bits then last & 35184372088831 else 0 end;
+begin
+  -- A commit with a notification waits for every other such commit, through its write to the disk. So a route notifies 200
+  -- times a second at most, five times in a row (a leaky bucket: the time of the next regular one), remembered in a
+  -- sequence, which nobody waits for; and not while another commit is about to. Who was woken looks again for some time
+  -- (adaptive polling). A time far ahead is of a clock that was set back.
+  if allowed_at - at between 251 and 10000 or not pg_try_advisory_xact_lock(1651864175, (new.lane & 2147483647)::integer) then
+    return null;
+  end if;
+  perform setval(slot, lane_bits | (case when allowed_at > at and allowed_at - at <= 250 then allowed_at else at end + 50));
+  perform pg_notify('bus_ready', new.route);
+  return null;
+end
+$$;
+
 -- ---------------------------------------------------------------- sending, asking and waiting
 
 create or replace function bus.after_insert() returns trigger

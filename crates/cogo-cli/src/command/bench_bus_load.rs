@@ -11,7 +11,7 @@ use std::{
 use cogo_bus_core::{Bus, ClaimRequest, Completion, Fence, WakeUps};
 use cogo_contracts::{NewMessage, Route, Tenant};
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -25,10 +25,12 @@ pub(crate) const SINGLE_SENDERS: u16 = 8;
 const SINGLY: u32 = 10;
 const FEWEST_SINGLY: u32 = 80;
 const MOST_SINGLY: u32 = 8000;
-/// How long a consumer rests when it found nothing, as the scripts of the peers do.
-const REST: Duration = Duration::from_millis(2);
+/// How long a consumer rests when it found nothing or little.
+const REST: Duration = Duration::from_millis(5);
 /// Messages that do not come for so long are lost, and counted so.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes of `{"id":,"pad":""}`, what a payload has beside its number and its padding.
+const EMPTY_PAYLOAD_BYTES: u32 = 16;
 /// Far longer than a batch takes: nothing is to run out in a measurement.
 pub(crate) const LEASE: Duration = Duration::from_secs(120);
 
@@ -59,9 +61,9 @@ impl Plan {
 
     /// A JSON object of the size that is wanted.
     pub(crate) fn payload(self, number: u32) -> Value {
-        let without_pad = json!({"id": number, "pad": ""}).to_string().len();
-        let wanted = usize::try_from(self.payload_bytes).unwrap_or(usize::MAX);
-        json!({"id": number, "pad": "x".repeat(wanted.saturating_sub(without_pad))})
+        let digits = number.checked_ilog10().unwrap_or(0) + 1;
+        let pad = self.payload_bytes.saturating_sub(EMPTY_PAYLOAD_BYTES + digits);
+        json!({"id": number, "pad": "x".repeat(usize::try_from(pad).unwrap_or(0))})
     }
 }
 
@@ -86,13 +88,20 @@ impl Load {
         Self { bus: Bus::new(pool), plan, shared: Arc::default() }
     }
 
+    /// The same load over a connection of its own: sessions that take turns at random lose what the processor had at hand.
+    pub(crate) fn on_own_connection(&self) -> Self {
+        let options = self.bus.pool().connect_options().as_ref().clone();
+        let pool = PgPoolOptions::new().max_connections(1).test_before_acquire(false).connect_lazy_with(options);
+        Self { bus: Bus::new(pool), ..self.clone() }
+    }
+
     /// Sends all messages in batches; answers how many a second.
     pub(crate) async fn enqueue(&self) -> Result<f64, Failure> {
         let next = Arc::new(AtomicU64::new(0));
         let began = Instant::now();
         let mut producers = JoinSet::new();
         for _ in 0..self.plan.producers {
-            let (load, next) = (self.clone(), Arc::clone(&next));
+            let (load, next) = (self.on_own_connection(), Arc::clone(&next));
             producers.spawn(async move {
                 loop {
                     let number = u32::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(u32::MAX);
@@ -113,7 +122,7 @@ impl Load {
         let began = Instant::now();
         let mut senders = JoinSet::new();
         for _ in 0..SINGLE_SENDERS {
-            let load = self.clone();
+            let load = self.on_own_connection();
             senders.spawn(async move {
                 for _ in 0..each {
                     load.send_one().await?;
@@ -158,7 +167,7 @@ impl Load {
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = self.consumers(&stop);
         for _ in 0..self.plan.producers {
-            let (load, stop) = (self.clone(), Arc::clone(&stop));
+            let (load, stop) = (self.on_own_connection(), Arc::clone(&stop));
             workers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     load.send_batch(u32::from(load.plan.batch)).await?;
@@ -178,11 +187,12 @@ impl Load {
     pub(crate) fn consumers(&self, stop: &Arc<AtomicBool>) -> JoinSet<Result<(), Failure>> {
         let mut consumers = JoinSet::new();
         for number in 0..self.plan.consumers {
-            let (load, stop) = (self.clone(), Arc::clone(stop));
+            let (load, stop) = (self.on_own_connection(), Arc::clone(stop));
             consumers.spawn(async move {
                 let holder = format!("bench/{number}#{}", std::process::id());
                 while !stop.load(Ordering::Relaxed) {
-                    if load.work(&WORK, &holder).await?.is_empty() {
+                    // who finds few lets more gather: each look costs as much as many messages
+                    if load.work(&WORK, &holder).await?.len() < usize::from(load.plan.batch) / 20 {
                         tokio::time::sleep(REST).await;
                     }
                 }

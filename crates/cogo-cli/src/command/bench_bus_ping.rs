@@ -61,7 +61,7 @@ pub(crate) async fn loaded_pings(load: &Load, samples: u32) -> Result<Pings, Fai
     let consumers = load.consumers(&stop);
     let mut senders = JoinSet::new();
     for _ in 0..SINGLE_SENDERS {
-        let (load, stop, sent) = (load.clone(), Arc::clone(&stop), Arc::clone(&sent));
+        let (load, stop, sent) = (load.on_own_connection(), Arc::clone(&stop), Arc::clone(&sent));
         senders.spawn(async move {
             let mut ticks = tokio::time::interval(Duration::from_secs(1) * u32::from(SINGLE_SENDERS) / LOAD_PER_S);
             // a sender that fell behind makes up for it, so that the rate is the one that was promised
@@ -96,7 +96,8 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     tokio::time::timeout(PATIENCE, hints.recv()).await.map_err(|_elapsed| late())?.ok();
     let (claims, mut claimed) = mpsc::unbounded_channel();
     let mut worker = JoinSet::new();
-    worker.spawn(work(load.clone(), worker_hints, claims));
+    worker.spawn(work(load.on_own_connection(), worker_hints, claims));
+    let load = load.on_own_connection();
 
     let (mut claimed_ms, mut seen_ms) = (Vec::new(), Vec::new());
     for _ in 0..samples {
