@@ -10,6 +10,7 @@ mod message;
 mod problem;
 mod routing;
 mod sandbox;
+mod schema;
 mod task;
 
 pub use agent::{AgentId, AgentState, Endpoint, Environment, Location};
@@ -23,4 +24,5 @@ pub use message::{DeadLetter, MessageStatus, NewMessage};
 pub use problem::Problem;
 pub use routing::{Invalid, Route, Tenant, routes};
 pub use sandbox::{Isolation, SandboxEvent, SandboxReply, SandboxRequest};
+pub use schema::{Compatibility, Direction, SchemaSubject};
 pub use task::{Step, Task, TaskStatus};

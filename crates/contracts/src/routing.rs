@@ -13,6 +13,12 @@ pub struct Invalid {
     rule: &'static str,
 }
 
+impl Invalid {
+    pub(crate) fn new(what: &'static str, value: &str, rule: &'static str) -> Self {
+        Self { what, value: shortened(value), rule }
+    }
+}
+
 /// Where a message goes: service, role and shard; the tenant stands beside it in each message.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedRoute")]

@@ -32,6 +32,7 @@ pub(crate) enum Reply {
 pub(crate) struct Told {
     pub(crate) registry_version: i64,
     pub(crate) config_version: Option<i64>,
+    pub(crate) schema_version: Option<i64>,
     pub(crate) database_time: DateTime<Utc>,
 }
 
@@ -98,8 +99,12 @@ impl Conversation {
         self.asked_to_join = true;
         let row = store::register(&mut *connection, &self.registration, self.previous).await.map_err(registering)?;
         let state = row.state.clone();
-        let told =
-            Told { registry_version: row.registry_version, config_version: None, database_time: row.database_time };
+        let told = Told {
+            registry_version: row.registry_version,
+            config_version: None,
+            schema_version: None,
+            database_time: row.database_time,
+        };
         match joined(row, self.registration.id.instance_id) {
             Ok(membership) => {
                 info!(agent = %self.registration.id, holder = membership.holder, epoch = membership.epoch, "registered");
@@ -152,6 +157,7 @@ impl Conversation {
         let told = Told {
             registry_version: row.registry_version,
             config_version: Some(row.config_version),
+            schema_version: Some(row.schema_version),
             database_time: row.database_time,
         };
         match (row.outcome.as_str(), row.state) {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use sqlx::{
+    PgPool,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     types::Json,
 };
@@ -16,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     change::Change,
-    reading::{self, BeatLoad},
+    reading::{self, BeatLoad, News, Whole},
     registry::{Error, Registry},
     snapshot::Snapshot,
     standing::{Heard, Member},
@@ -26,12 +27,14 @@ use crate::{
 /// The channel on which each change of membership tells its version.
 const CHANNEL: &str = "registry_changed";
 
-/// Follows the registry over a connection of its own: by notifications, by the versions that beats tell of, by looking
-/// every few seconds, and by starting over whenever the connection was lost.
+/// Follows the registry, over a connection of its own or a lent pool: by notifications, by the versions that beats tell
+/// of, by looking every few seconds, and by starting over whenever the connection was lost.
 #[derive(Debug)]
 pub struct Follower {
     view: View,
     options: PgConnectOptions,
+    /// Instead of a connection of its own.
+    lent: Option<PgPool>,
     heard: Option<watch::Receiver<Option<Heard>>>,
     /// Snapshots that readers may still hold: freed here, so that no lookup pays for it.
     retired: Vec<Arc<Published>>,
@@ -51,7 +54,15 @@ impl Follower {
         let milliseconds = settings.deadline.as_millis().max(1);
         let options = registry.pool().connect_options().as_ref().clone().options([("statement_timeout", milliseconds)]);
         let view = View::new(settings);
-        (Self { view: view.clone(), options, heard: None, retired: Vec::new() }, view)
+        (Self { view: view.clone(), options, lent: None, heard: None, retired: Vec::new() }, view)
+    }
+
+    /// Asks by this pool instead of a connection of its own, for a process that has a subscription already: whoever has
+    /// it calls [`View::look_again`] when it hears of a change, and when it was opened anew.
+    #[must_use]
+    pub fn over(mut self, pool: PgPool) -> Self {
+        self.lent = Some(pool);
+        self
     }
 
     /// Also heeds the version that each answer to a beat of this member carries.
@@ -88,19 +99,22 @@ impl Follower {
     }
 
     async fn follow_until_broken(&mut self, pause: &mut Duration) -> Result<std::convert::Infallible, Error> {
-        let mut listener = self.connect().await?;
+        let mut line = match self.lent.clone() {
+            Some(pool) => Line::Lent(pool),
+            None => Line::Own(Box::new(self.connect().await?)),
+        };
         // listening first: what changes from here on is told, what changed before is read now
-        let mut asked = self.catch_up(&mut listener).await?;
-        self.read_loads(&mut listener).await?;
+        let mut asked = self.catch_up(&mut line).await?;
+        self.read_loads(&mut line).await?;
         let mut loads_read = Instant::now();
         *pause = self.view.0.settings.reconnect.0;
         info!(version = self.view.version(), "following the registry");
         loop {
-            match self.wait(&mut listener, asked, loads_read).await? {
-                Reason::Change | Reason::Confirm => asked = self.catch_up(&mut listener).await?,
+            match self.wait(&mut line, asked, loads_read).await? {
+                Reason::Change | Reason::Confirm => asked = self.catch_up(&mut line).await?,
                 Reason::Loads => {
                     self.view.0.loads_wanted.store(false, Ordering::Relaxed);
-                    self.read_loads(&mut listener).await?;
+                    self.read_loads(&mut line).await?;
                     loads_read = Instant::now();
                 }
             }
@@ -121,7 +135,7 @@ impl Follower {
         Ok(listener)
     }
 
-    async fn wait(&mut self, listener: &mut PgListener, asked: Instant, loads_read: Instant) -> Result<Reason, Error> {
+    async fn wait(&mut self, line: &mut Line, asked: Instant, loads_read: Instant) -> Result<Reason, Error> {
         let settings = &self.view.0.settings;
         loop {
             let confirm_at = asked + settings.confirm_every;
@@ -133,12 +147,9 @@ impl Follower {
                 }
             };
             tokio::select! {
-                told = listener.try_recv() => {
-                    let Some(told) = told.map_err(Error::Database)? else {
-                        return Err(Error::Database(sqlx::Error::PoolClosed));
-                    };
+                told = line.told() => {
                     // several changes are often read at once, and then most of the notifications are old news
-                    if told.payload().parse::<i64>().is_ok_and(|version| version > self.view.version()) {
+                    if told?.is_some_and(|version| version > self.view.version()) {
                         return Ok(Reason::Change);
                     }
                 }
@@ -151,7 +162,7 @@ impl Follower {
     }
 
     /// Brings the copy to the newest version; answers when the database was asked for it.
-    async fn catch_up(&mut self, listener: &mut PgListener) -> Result<Instant, Error> {
+    async fn catch_up(&mut self, line: &mut Line) -> Result<Instant, Error> {
         let shared = Arc::clone(&self.view.0);
         let asked = Instant::now();
         let current = shared.current.load_full();
@@ -159,8 +170,7 @@ impl Follower {
             None
         } else {
             let most = shared.settings.most_changes;
-            let news =
-                in_time(&shared.settings, reading::changes(&mut *listener, current.snapshot.version(), most)).await?;
+            let news = in_time(&shared.settings, line.changes(current.snapshot.version(), most)).await?;
             shared.saw_time(news.database_time, asked);
             if news.registry_version == current.snapshot.version() {
                 shared.confirm(asked);
@@ -173,7 +183,7 @@ impl Follower {
             None => {
                 // the log has been shortened, or the copy is too far behind, or ahead of a restored database
                 let asked = Instant::now();
-                let whole = in_time(&shared.settings, reading::whole(&mut *listener, &current.snapshot)).await?;
+                let whole = in_time(&shared.settings, line.whole(&current.snapshot)).await?;
                 shared.saw_time(whole.database_time, asked);
                 debug!(version = whole.snapshot.version(), agents = whole.snapshot.len(), "read the whole registry");
                 (whole.snapshot, asked)
@@ -185,8 +195,8 @@ impl Follower {
         Ok(asked)
     }
 
-    async fn read_loads(&self, listener: &mut PgListener) -> Result<(), Error> {
-        let loads = in_time(&self.view.0.settings, reading::loads(&mut *listener)).await?;
+    async fn read_loads(&self, line: &mut Line) -> Result<(), Error> {
+        let loads = in_time(&self.view.0.settings, line.loads()).await?;
         let current = self.view.0.current.load_full();
         let mut carried: HashMap<String, u32> = HashMap::new();
         for BeatLoad { instance_id, ready, in_flight, carried: Json(of_process) } in loads {
@@ -201,6 +211,44 @@ impl Follower {
             }
         }
         Ok(())
+    }
+}
+
+/// Where the registry is read, and whether changes are told there.
+enum Line {
+    Own(Box<PgListener>),
+    Lent(PgPool),
+}
+
+impl Line {
+    /// The version that a notification tells of, if it can be read; never over a lent pool.
+    async fn told(&mut self) -> Result<Option<i64>, Error> {
+        let Self::Own(listener) = self else { return std::future::pending().await };
+        match listener.try_recv().await.map_err(Error::Database)? {
+            Some(told) => Ok(told.payload().parse().ok()),
+            None => Err(Error::Database(sqlx::Error::PoolClosed)),
+        }
+    }
+
+    async fn changes(&mut self, after: i64, most: u32) -> Result<News, Error> {
+        match self {
+            Self::Own(listener) => reading::changes(&mut **listener, after, most).await,
+            Self::Lent(pool) => reading::changes(&*pool, after, most).await,
+        }
+    }
+
+    async fn whole(&mut self, known: &Snapshot) -> Result<Whole, Error> {
+        match self {
+            Self::Own(listener) => reading::whole(&mut **listener, known).await,
+            Self::Lent(pool) => reading::whole(&*pool, known).await,
+        }
+    }
+
+    async fn loads(&mut self) -> Result<Vec<BeatLoad>, Error> {
+        match self {
+            Self::Own(listener) => reading::loads(&mut **listener).await,
+            Self::Lent(pool) => reading::loads(&*pool).await,
+        }
     }
 }
 

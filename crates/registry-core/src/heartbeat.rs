@@ -220,6 +220,7 @@ impl Heartbeat {
         self.heard.send_replace(Some(Heard {
             registry_version: told.registry_version,
             config_version: told.config_version,
+            schema_version: told.schema_version,
             asked: started.into_std(),
         }));
     }

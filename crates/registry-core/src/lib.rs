@@ -20,6 +20,8 @@ mod reading;
 mod registration;
 mod registry;
 mod routing;
+mod schemas;
+mod seat;
 mod selection;
 mod snapshot;
 mod standing;
@@ -46,6 +48,11 @@ pub use query::Query;
 pub use registration::{Invalid, Level, Registration};
 pub use registry::{Error, Ordered, Registry, SweepOutcome};
 pub use routing::{Destination, NoDestination, WhenGone};
+pub use schemas::{
+    Finding, Incompatible, NewSchema, NotASchema, NotChecked, RegisteredSchema, SchemaCatalog, SchemaDocument,
+    SchemaError, SchemaFollower, SchemaRefusal, SchemaRegistry, SchemaVersion, SubjectSummary, Towards, Violation,
+};
+pub use seat::Seat;
 pub use snapshot::{Gap, Snapshot};
 pub use standing::{Heard, Member, Membership, Standing, Vitals};
 pub use target::{NoTarget, Target};

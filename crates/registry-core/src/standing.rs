@@ -93,6 +93,8 @@ pub struct Heard {
     pub registry_version: i64,
     /// Newest version of the configuration; none in the answer to joining.
     pub config_version: Option<i64>,
+    /// How often schemas have changed so far; none in the answer to joining.
+    pub schema_version: Option<i64>,
     /// When it was asked; the versions were the newest at some moment after that.
     pub asked: Instant,
 }

@@ -34,6 +34,7 @@ pub(crate) struct BeatRow {
     pub(crate) end_reason: Option<String>,
     pub(crate) registry_version: i64,
     pub(crate) config_version: i64,
+    pub(crate) schema_version: i64,
     pub(crate) database_time: DateTime<Utc>,
 }
 
@@ -104,7 +105,8 @@ pub(crate) async fn register(
 pub(crate) async fn beat(executor: impl PgExecutor<'_>, beat: Beat) -> Result<BeatRow, sqlx::Error> {
     sqlx::query_as(
         "
-        select b.outcome, b.state, b.end_reason, b.registry_version, b.config_version, b.database_time
+        select b.outcome, b.state, b.end_reason, b.registry_version, b.config_version, b.database_time,
+               b.schema_version
           from registry.beat($1, $2, $3, $4, $5, $6) as b
         ",
     )
@@ -162,6 +164,10 @@ pub(crate) async fn issue_key(
         .bind(label)
         .fetch_one(executor)
         .await
+}
+
+pub(crate) async fn key_opens(executor: impl PgExecutor<'_>, name: &str, proof: &[u8]) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select registry.key_opens($1, $2)").bind(name).bind(proof).fetch_one(executor).await
 }
 
 pub(crate) async fn revoke_key(executor: impl PgExecutor<'_>, key_id: Uuid) -> Result<bool, sqlx::Error> {

@@ -201,6 +201,11 @@ impl View {
         }
     }
 
+    /// Makes the copy look for changes at once, as a hint that there may be some asks for.
+    pub fn look_again(&self) {
+        self.hurry();
+    }
+
     /// What the database's clock shows, as far as that can be told without asking it; none before the first reading.
     #[must_use]
     pub fn database_now(&self) -> Option<DateTime<Utc>> {

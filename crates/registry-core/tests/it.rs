@@ -18,6 +18,8 @@ mod it {
     mod pools;
     mod replay;
     mod routing;
+    mod schemas;
+    mod schemas_in_memory;
     mod slots;
     mod sweep;
     mod view;
