@@ -97,11 +97,52 @@ impl Error {
         }
     }
 
+    /// Whether it shows that the provider, or the way to it, is not well. A request that it refuses as malformed, or that
+    /// was not sent at all, does not.
+    #[must_use]
+    pub fn tells_against_provider(&self) -> bool {
+        match self {
+            Self::Unreachable { .. }
+            | Self::RateLimited { .. }
+            | Self::BadReply { .. }
+            // each call fails until somebody changes the key
+            | Self::Unauthorized { .. } => true,
+            // the caller's own deadline may have been too short for any provider
+            Self::Timeout(phase) => *phase != Phase::Deadline,
+            Self::Rejected { status, .. } => matches!(status, 200 | 408 | 500..),
+            Self::Unpriced { .. } | Self::OverBudget { .. } | Self::Cancelled | Self::Settings { .. } => false,
+        }
+    }
+
     pub(crate) fn bad_reply(reason: impl Into<String>) -> Self {
         Self::BadReply { reason: reason.into() }
     }
 
     pub(crate) fn unreachable(source: reqwest::Error) -> Self {
         Self::Unreachable { source: Box::new(source.without_url()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_another_request_would_meet_too_tells_against_the_provider() {
+        let rejected = |status| Error::Rejected { status, text: String::new() };
+        for (error, tells) in [
+            (Error::bad_reply("x"), true),
+            (Error::Unauthorized { status: 401 }, true),
+            (Error::RateLimited { retry_after: None }, true),
+            (rejected(503), true),
+            (rejected(400), false),
+            (rejected(409), false),
+            (Error::Timeout(Phase::Header), true),
+            (Error::Timeout(Phase::Deadline), false),
+            (Error::OverBudget { prompt_tokens: 1 }, false),
+            (Error::Cancelled, false),
+        ] {
+            assert_eq!(error.tells_against_provider(), tells, "{error}");
+        }
     }
 }

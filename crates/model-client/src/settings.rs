@@ -62,6 +62,13 @@ impl Settings {
         self.model_prices.get(model).copied()
     }
 
+    /// Scheme, host and port of the endpoint, without user, password and path; what people may be shown of it.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        reqwest::Url::parse(&self.base_url)
+            .map_or_else(|_| "no endpoint".to_owned(), |url| url.origin().ascii_serialization())
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let all_prices = self.prices.iter().chain(self.model_prices.values());
         for prices in all_prices {

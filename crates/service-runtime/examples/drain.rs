@@ -3,6 +3,13 @@
 //! `DATABASE_URL=… cargo run --release -p cogo-service-runtime --example drain`, on a migrated database that is of no
 //! other use; `MESSAGES` (50000) and `COGO_CONCURRENCY` may be set. Prints one JSON line a round and ends itself.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program that is run by hand, to measure"
+)]
+
 use std::time::{Duration, Instant};
 
 use anyhow::Context;

@@ -4,6 +4,7 @@ use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use cogo_bus_core::{Bus, Claimed, Completion, Error as BusError, Failure, Settled};
 use cogo_contracts::{Assignment, Route};
+use cogo_registry_core::SchemaRegistry;
 use cogo_telemetry::{BusMetrics, Outcome};
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
@@ -12,10 +13,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::{
-    Claim, Handler, HandlerError,
+    Claim, Handler, RetryPolicy,
     handler::{Effect, Streaming},
     leases::Leases,
     passing::{in_time, is_passing, silent},
+    retry::Fault,
+    schema_check,
     settle::Settler,
 };
 
@@ -36,9 +39,13 @@ pub(crate) struct Attempts<H> {
     pub(crate) handler: H,
     pub(crate) route: Route,
     pub(crate) bus: Bus,
+    /// What requests and replies are held against, where their routes have a schema.
+    pub(crate) schemas: SchemaRegistry,
     pub(crate) settler: Settler,
     pub(crate) metrics: BusMetrics,
     pub(crate) leases: Leases,
+    /// What errors lead to.
+    pub(crate) retry: RetryPolicy,
     pub(crate) lease: Duration,
     /// Longest wait for one answer of the database.
     pub(crate) patience: Duration,
@@ -89,15 +96,17 @@ impl<H: Handler> Attempts<H> {
     }
 
     async fn attempt(&self, claimed: Claimed, holder: String, token: CancellationToken) -> (Claim, End) {
-        let parsed = parse::<H::Request>(&claimed);
+        let rejected = |reason| Failure { reason, retriable: false, retry_after: None };
+        let fits = schema_check::request(&self.schemas, &self.route, &claimed).await;
+        let parsed = fits.and_then(|()| parse::<H::Request>(&claimed).map_err(rejected));
         let (assignment, request) = match parsed {
             Ok((assignment, request)) => (assignment, Ok(request)),
-            Err(reason) => (Assignment::default(), Err(reason)),
+            Err(failure) => (Assignment::default(), Err(failure)),
         };
         let streaming = Streaming { bus: self.bus.clone(), lease: self.lease, tracker: self.tracker.clone() };
         let claim = Claim::new(claimed, assignment, holder, token, streaming);
         let end = match request {
-            Err(reason) => End::Failed(Failure { reason, retriable: false, retry_after: None }),
+            Err(failure) => End::Failed(failure),
             Ok(request) => self.work(request, &claim).await,
         };
         (claim, end)
@@ -108,7 +117,12 @@ impl<H: Handler> Attempts<H> {
             let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind().await;
             // readers get every part before the end
             claim.close_partials().await;
-            handled
+            let fault = match handled {
+                Ok(Ok(reply)) => return self.with_schemas(done(claim, &reply)).await,
+                Ok(Err(error)) => Fault::from(error),
+                Err(panic) => Fault::panic(panic_text(&*panic)),
+            };
+            End::Failed(self.retry.judge(&self.bus, self.patience, claim, fault).await)
         };
         let ttl = async {
             match claim.deadline() {
@@ -125,14 +139,16 @@ impl<H: Handler> Attempts<H> {
                 let reason = "time to live passed while it was worked on".to_owned();
                 End::Failed(Failure { reason, retriable: false, retry_after: None })
             }
-            handled = handled => match handled {
-                Ok(Ok(reply)) => done(claim, &reply),
-                Ok(Err(error)) => End::Failed(failure(error)),
-                Err(panic) => {
-                    let reason = format!("handler panicked: {}", panic_text(&*panic));
-                    End::Failed(Failure { reason, retriable: true, retry_after: None })
-                }
-            },
+            end = handled => end,
+        }
+    }
+
+    /// A result or a follow-up that breaks its schema is the handler's failure, and is not written.
+    async fn with_schemas(&self, end: End) -> End {
+        let End::Done(mut completion, effects) = end else { return end };
+        match schema_check::completion(&self.schemas, &self.route, &mut completion).await {
+            Ok(()) => End::Done(completion, effects),
+            Err(failure) => End::Failed(failure),
         }
     }
 
@@ -262,18 +278,8 @@ fn done<R: serde::Serialize>(claim: &Claim, reply: &R) -> End {
     End::Done(completion, effects)
 }
 
-fn failure(error: HandlerError) -> Failure {
-    match error {
-        HandlerError::Retry { after, source } => {
-            Failure { reason: format!("{source:#}"), retriable: true, retry_after: after }
-        }
-        HandlerError::Reject { source } => {
-            Failure { reason: format!("{source:#}"), retriable: false, retry_after: None }
-        }
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()
         .copied()

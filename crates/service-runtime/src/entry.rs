@@ -13,7 +13,7 @@ use axum::Router;
 use cogo_bus_core::{Bus, WakeUps};
 use cogo_contracts::exit_code::SUPERSEDED;
 use cogo_db::{PoolSettings, SchemaState};
-use cogo_registry_core::{Member, Standing};
+use cogo_registry_core::{ConfigWatcher, Member, Registry, SchemaFollower, SchemaRegistry, Standing};
 use cogo_telemetry::Guard;
 use futures_util::future::{BoxFuture, join_all};
 use sqlx::PgPool;
@@ -21,12 +21,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
-    Frame, FrameSettings, Service, Stop,
+    Dependencies, Frame, FrameSettings, Service, Stop,
     command::{check, healthcheck, help, refuse, say},
+    health::Health,
     identity::Identity,
     limits::checked,
     listen::Ending,
-    probes::{self, HEADER_TIMEOUT, Health, Served, ServiceRoutes},
+    live::{LiveSettings, Throttle},
+    probes::{self, HEADER_TIMEOUT, Served, ServiceRoutes},
     settings::{self, Loaded, Sources},
 };
 
@@ -36,13 +38,24 @@ const DATABASE_AWAY: Duration = Duration::from_millis(500);
 const LAST_TASKS: Duration = Duration::from_secs(3);
 /// How long the end of a process waits for its connections to the database to be closed in order.
 const LAST_GOODBYES: Duration = Duration::from_secs(1);
+/// How often a change of settings that is under way is looked at.
+const LOOK_AT_ROLLOUT: Duration = Duration::from_millis(500);
 /// Work threads: agents wait far more than they compute, and many of them share a machine.
 const WORK_THREADS: usize = 2;
 
 /// Runs a service until it is told to stop; the whole `main` of a process.
 #[must_use]
 pub fn main<S: Service>(version: &str) -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    obey::<S>(version, std::env::args().skip(1).collect())
+}
+
+/// Runs a service in a process whose words on the command line said which service it is to be; otherwise as [`main`].
+#[must_use]
+pub fn serve<S: Service>(version: &str) -> ExitCode {
+    obey::<S>(version, Vec::new())
+}
+
+fn obey<S: Service>(version: &str, arguments: Vec<String>) -> ExitCode {
     let loaded = Sources::of_process(S::NAME)
         .and_then(|sources| settings::load::<S::Settings>(S::NAME, &sources))
         .and_then(checked::<S>);
@@ -101,7 +114,10 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
     let pool = pool::<S>(&common)?;
 
     // the probes answer before the database does, so that a start that waits is seen to wait
-    let health = Health::default();
+    let holder = identity.holder();
+    let replica = holder.split('#').next().unwrap_or_default();
+    let dependencies = Dependencies::new(replica, &guard.meter());
+    let health = Health::with(dependencies.clone());
     let guarded = address.ip().is_loopback() && !S::authenticates(&loaded.service);
     let service = Arc::new(OnceLock::new());
     let exposition = guard.exposition();
@@ -113,9 +129,12 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
     let leave = CancellationToken::new();
     let ended = if wait_for_schema(&pool, &stop).await? {
         let member = identity.join(&pool, &stop, leave.clone(), &tracker);
+        let schemas = SchemaRegistry::new(&Registry::new(pool.clone()));
+        tracker.spawn(SchemaFollower::new(&schemas).fed_by(&member).run(stop.hard().clone()));
         let mut frame = Frame {
             settings: loaded.service,
             bus: Bus::new(pool.clone()),
+            schemas,
             metrics: guard.bus_metrics(),
             exposition: guard.exposition(),
             meter: guard.meter(),
@@ -128,6 +147,11 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
             chores: health.chores.clone(),
             pulses: health.pulses.clone(),
             parts: Vec::new(),
+            dependencies: dependencies.clone(),
+            probes: Vec::new(),
+            able: health.able(),
+            throttle: Throttle::default(),
+            live: None,
             common,
         };
         tokio::select! {
@@ -135,6 +159,9 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
             () = stop.hard().cancelled() => anyhow::bail!("stopped before the service had started"),
         }
         tracker.spawn(frame.wakeups.clone().run(pool.clone(), stop.hard().clone()));
+        tracker.spawn(dependencies.exchange(pool.clone(), holder, stop.hard().clone()));
+        tracker.spawn(configuring::<S>(&mut frame).run(stop.hard().clone()));
+        health.ask(std::mem::take(&mut frame.probes), tokio::runtime::Handle::current())?;
         let routes = ServiceRoutes { router: frame.routes, own_metrics: frame.own_metrics };
         // set once: this is the only place
         let _ = service.set(routes);
@@ -154,6 +181,18 @@ async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard
     let_go(&tracker, &pool).await;
     info!("cogo-{} ended", S::NAME);
     ended
+}
+
+/// Takes over changes of the settings while the process runs.
+fn configuring<S: Service>(frame: &mut Frame<S::Settings>) -> ConfigWatcher<LiveSettings<S::Settings>> {
+    let live = LiveSettings {
+        settings: frame.settings.clone(),
+        check: S::check,
+        throttle: frame.throttle.clone(),
+        part: frame.live.take(),
+        is_changed: false,
+    };
+    ConfigWatcher::new(&Registry::new(frame.pool().clone()), &frame.member, live, LOOK_AT_ROLLOUT)
 }
 
 fn start_http(served: Served, address: SocketAddr, stop: &Stop) -> anyhow::Result<(JoinHandle<()>, Ending)> {
@@ -205,12 +244,13 @@ pub(crate) async fn work(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let mut standing = member.standing();
+    let mut able = health.able();
     let watching = async {
         loop {
             let now = standing.borrow_and_update().clone();
             let ready = now.claiming().is_some();
             health.ready.store(ready, Ordering::Relaxed);
-            member.vitals().set_ready(ready);
+            member.vitals().set_ready(ready && *able.borrow_and_update());
             match now {
                 Standing::Superseded { by } => return Err(Superseded { by }.into()),
                 Standing::Draining(_) if !stop.soft().is_cancelled() => {
@@ -219,14 +259,21 @@ pub(crate) async fn work(
                 }
                 _ => {}
             }
-            if standing.changed().await.is_err() {
-                return Ok(());
+            tokio::select! {
+                changed = standing.changed() => if changed.is_err() { return Ok(()) },
+                // the next beat tells the fleet at once
+                Ok(()) = able.changed() => member.ask_now(),
             }
         }
+    };
+    let probing = async {
+        health.watch_probes().await;
+        std::future::pending::<()>().await;
     };
     let all = async { tokio::join!(join_all(parts), stop.soft().cancelled()) };
     tokio::select! {
         _ = all => Ok(()),
+        () = probing => Ok(()),
         lost = watching => {
             if lost.is_ok() {
                 stop.soft().cancelled().await;
@@ -267,6 +314,7 @@ fn start_telemetry<S: Service>(version: &str, common: &FrameSettings, identity: 
     settings.log_filter.clone_from(&common.rust_log);
     settings.log_format = common.log_format;
     settings.otlp_endpoint.clone_from(&common.otel_exporter_otlp_endpoint);
+    settings.statsd_addr.clone_from(&common.statsd_addr);
     cogo_telemetry::init(&settings).context("start telemetry")
 }
 

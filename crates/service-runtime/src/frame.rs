@@ -2,22 +2,29 @@
 
 use std::{future::Future, time::Duration};
 
+use anyhow::Context;
 use axum::Router;
-use cogo_bus_core::{Bus, WakeUps};
+use cogo_bus_core::{Bus, Wake, WakeUps};
 use cogo_contracts::Route;
-use cogo_registry_core::{Follower, Member, Registry, Standing, View, ViewSettings};
+use cogo_registry_core::{Follower, Member, Registry, SchemaRegistry, Standing, View, ViewSettings};
+use cogo_supervision::probe::{Probe, Spec};
 use cogo_telemetry::{BusMetrics, Exposition};
 use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Meter;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgPool;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    AllowedRoots, FrameSettings, Handler, Stop,
+    AllowedRoots, BatchHandler, Children, ChildrenSettings, FrameSettings, FromChild, Handler, Stop,
+    batch::Batched,
     chore::Chores,
+    dependency::{Dependencies, Dependency, DependencySettings, Reach},
+    health::probe,
+    live::{LivePart, Throttle},
     pulse::Pulses,
+    retry::RetryRule,
     worker::{Pace, Surroundings, Worker},
 };
 
@@ -70,6 +77,7 @@ pub struct Frame<S> {
     pub(crate) common: FrameSettings,
     pub(crate) settings: S,
     pub(crate) bus: Bus,
+    pub(crate) schemas: SchemaRegistry,
     pub(crate) metrics: BusMetrics,
     pub(crate) exposition: Exposition,
     pub(crate) meter: Meter,
@@ -82,6 +90,11 @@ pub struct Frame<S> {
     pub(crate) chores: Chores,
     pub(crate) pulses: Pulses,
     pub(crate) parts: Vec<BoxFuture<'static, ()>>,
+    pub(crate) dependencies: Dependencies,
+    pub(crate) probes: Vec<Probe>,
+    pub(crate) able: watch::Receiver<bool>,
+    pub(crate) throttle: Throttle,
+    pub(crate) live: Option<LivePart<S>>,
 }
 
 impl<S> Frame<S> {
@@ -107,6 +120,13 @@ impl<S> Frame<S> {
     #[must_use]
     pub fn pool(&self) -> &PgPool {
         self.bus.pool()
+    }
+
+    /// The schemas of routes, kept current. Workers hold what they claim, answer and send on against them by themselves;
+    /// whoever sends otherwise calls [`SchemaRegistry::stamp`] first.
+    #[must_use]
+    pub fn schemas(&self) -> &SchemaRegistry {
+        &self.schemas
     }
 
     /// Hints of the process's one subscription.
@@ -151,14 +171,69 @@ impl<S> Frame<S> {
         self.member.standing()
     }
 
-    /// A copy of the registry in this process's memory, kept current over a connection of its own until the hard stop.
-    /// Each call makes another one, so call it once and share what it answers.
+    /// A copy of the registry in this process's memory, kept current until the hard stop by the subscription that the
+    /// process has anyway, by the answers to its beats and by looking every few seconds. Each call makes another one, so
+    /// call it once and share what it answers.
     #[must_use]
     pub fn follow_registry(&self) -> View {
         let registry = Registry::new(self.pool().clone());
         let (follower, view) = Follower::new(&registry, ViewSettings::default());
-        self.tracker.spawn(follower.fed_by(&self.member).run(self.stop.hard().clone()));
+        let follower = follower.over(self.pool().clone()).fed_by(&self.member);
+        self.tracker.spawn(follower.run(self.stop.hard().clone()));
+        let hints = self.wakeups.subscribe();
+        self.tracker.spawn(self.stop.hard().clone().run_until_cancelled_owned(hurry_on(view.clone(), hints)));
         view
+    }
+
+    /// Something outside of this process that its work calls, by the name under which people and other processes see
+    /// it. The same name is the same dependency.
+    ///
+    /// # Errors
+    /// When a setting is out of its range.
+    pub fn dependency(&self, name: &str, reach: Reach, settings: &DependencySettings) -> anyhow::Result<Dependency> {
+        self.dependencies.dependency(name, reach, settings).with_context(|| format!("guard the calls to {name}"))
+    }
+
+    /// Makes dependencies later, for those that come and go.
+    #[must_use]
+    pub fn dependencies(&self) -> &Dependencies {
+        &self.dependencies
+    }
+
+    /// Asks this besides what the frame asks, for `/livez`, `/startupz` and `/readyz`. A process whose readiness or
+    /// critical probes fail claims nothing until they pass, and tells the fleet. Liveness is asked on the thread of the
+    /// probes and must not block it; everything else on the threads of the work.
+    pub fn probe<F, A>(&mut self, spec: Spec, ask: F)
+    where
+        F: Fn() -> A + Send + 'static,
+        A: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.probes.push(probe(spec, tokio::runtime::Handle::current(), ask));
+    }
+
+    /// Lets these settings be changed while the process runs: `check` says whether it could work with others and changes
+    /// nothing, `apply` works with them from then on, or answers why not and goes on with those before. The frame lets
+    /// `concurrency` be changed in every process. See [`cogo_registry_core::Proposal`] for who changes them.
+    pub fn reconfigurable<F>(
+        &mut self,
+        keys: &'static [&'static str],
+        check: impl Fn(&S) -> Result<(), String> + Send + 'static,
+        mut apply: impl FnMut(S) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), String>> + Send + 'static,
+    {
+        self.live =
+            Some(LivePart { keys, check: Box::new(check), apply: Box::new(move |settings| Box::pin(apply(settings))) });
+    }
+
+    /// Lets agents of level 3 connect at `GET /children` and stand in the registry through this process; answers the handle
+    /// on them and what they send. The key of its name lets each in, whatever the address of this process.
+    pub fn children(&mut self, settings: ChildrenSettings) -> (Children, mpsc::Receiver<FromChild>) {
+        let registry = Registry::new(self.pool().clone());
+        let (stop, tracker) = (self.stop.soft().clone(), self.tracker.clone());
+        let (children, received) = Children::new(registry, self.member.clone(), settings, stop, tracker);
+        self.routes(children.router());
+        (children, received)
     }
 
     /// The directories whose files this process may read.
@@ -181,21 +256,37 @@ impl<S> Frame<S> {
 
     /// Claims and handles the messages of a route.
     pub fn worker<H: Handler>(&mut self, handler: H) {
+        self.work_on(handler, self.common.concurrency.max(1), self.throttle.clone());
+    }
+
+    /// Claims the messages of a route and handles many of them at once.
+    pub fn batch_worker<B: BatchHandler>(&mut self, handler: B) {
+        let in_hand = handler.batching().in_hand(self.common.concurrency);
+        let batched = Batched::start(handler, self.stop.hard().clone(), &self.tracker);
+        // how many make a batch is the handler's own affair
+        self.work_on(batched, in_hand, Throttle::default());
+    }
+
+    fn work_on<H: Handler>(&mut self, handler: H, concurrency: u16, throttle: Throttle) {
         let pace = Pace {
             shard: self.common.agent_shard,
-            concurrency: self.common.concurrency.max(1),
+            concurrency,
             lease: Duration::from_millis(self.common.reclaim_after_ms),
             poll: Duration::from_millis(self.common.bus_poll_ms),
             // the database speaks first, if it speaks at all
             patience: Duration::from_millis(self.common.statement_timeout_ms) + ROUND_TRIP,
+            retry_rules: RetryRule::parse_all(&self.common.retry_rules).expect("settings are checked before the start"),
         };
         let surroundings = Surroundings {
             bus: self.bus.clone(),
+            schemas: self.schemas.clone(),
             metrics: self.metrics.clone(),
             wakeups: self.wakeups.clone(),
             member: self.member.clone(),
             stop: self.stop.clone(),
             pulses: self.pulses.clone(),
+            throttle,
+            able: self.able.clone(),
         };
         self.parts.push(Box::pin(Worker::new(handler, pace, surroundings).run()));
     }
@@ -209,5 +300,18 @@ impl<S> Frame<S> {
     {
         let chores = self.chores.clone();
         self.parts.push(Box::pin(chores.run(name, period, self.stop.soft().clone(), work)));
+    }
+}
+
+/// Makes a copy of the registry look for changes whenever the subscription of the process tells of one.
+pub(crate) async fn hurry_on(view: View, mut hints: broadcast::Receiver<Wake>) {
+    loop {
+        match hints.recv().await {
+            Ok(Wake::Registry(version)) if version <= view.version() => {}
+            // what was missed may have been one
+            Ok(Wake::Registry(_) | Wake::CatchUp) | Err(broadcast::error::RecvError::Lagged(_)) => view.look_again(),
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    sync::{Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -10,13 +10,20 @@ use cogo_bus_core::{
     Bus, Claimed, Completion, Error as BusError, PartialClaim, PartialError, PartialPace, PartialWriter,
 };
 use cogo_contracts::{Assignment, NewMessage, Route};
+use cogo_supervision::{budget::Budget, clock::Clock};
 use futures_util::future::BoxFuture;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use sqlx::PgConnection;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 use uuid::Uuid;
+
+use crate::{Dependency, RetryPolicy, Unanswered};
+
+/// Least and most that is kept back from the time to live for recording the end of an attempt.
+const KEPT_BACK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// The work of one route.
 pub trait Handler: Send + Sync + 'static {
@@ -26,6 +33,11 @@ pub trait Handler: Send + Sync + 'static {
     type Request: DeserializeOwned + Send;
     /// The result.
     type Reply: Serialize + Send;
+
+    /// What errors lead to; operators may change it.
+    fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy::default()
+    }
 
     /// Handles one message. It may run again after a crash, so outside effects need the message's id as their key;
     /// effects inside the database belong into [`Claim::within_completion`] and follow-ups into [`Claim::send`].
@@ -43,7 +55,17 @@ pub enum HandlerError {
     /// Another attempt could do better.
     #[error("Attempt failed")]
     Retry {
-        /// When to try again; absent: the bus's backoff.
+        /// When to try again; absent: as the route's policy says of errors without a kind.
+        after: Option<Duration>,
+        /// Why.
+        source: anyhow::Error,
+    },
+    /// The route's policy says what an error of this kind leads to.
+    #[error("Attempt failed: {kind}")]
+    OfKind {
+        /// A short name without spaces, as `rate-limited`; it opens the reason that is recorded.
+        kind: &'static str,
+        /// When to try again, if the error itself says so.
         after: Option<Duration>,
         /// Why.
         source: anyhow::Error,
@@ -60,6 +82,21 @@ impl HandlerError {
     /// Try again later.
     pub fn retry(source: impl Into<anyhow::Error>) -> Self {
         Self::Retry { after: None, source: source.into() }
+    }
+
+    /// What the route's policy says of errors of this kind.
+    pub fn of_kind(kind: &'static str, source: impl Into<anyhow::Error>) -> Self {
+        Self::OfKind { kind, after: None, source: source.into() }
+    }
+
+    /// Try again after this time, if at all, as a service asks for that is called too often.
+    #[must_use]
+    pub fn after(mut self, delay: Duration) -> Self {
+        match &mut self {
+            Self::Retry { after, .. } | Self::OfKind { after, .. } => *after = Some(delay),
+            Self::Reject { .. } => {}
+        }
+        self
     }
 
     /// Give up on the message.
@@ -102,6 +139,7 @@ impl From<sqlx::Error> for HandlerError {
 pub(crate) type Effect = Box<dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync>;
 
 /// Where the partial results of a claim go.
+#[derive(Clone)]
 pub(crate) struct Streaming {
     pub(crate) bus: Bus,
     pub(crate) lease: Duration,
@@ -110,14 +148,16 @@ pub(crate) struct Streaming {
 
 /// A message in the hands of a handler.
 pub struct Claim {
-    claimed: Claimed,
+    claimed: Arc<Claimed>,
     assignment: Assignment,
     holder: String,
     deadline: Option<Instant>,
     token: CancellationToken,
-    outbox: Mutex<Outbox>,
+    outbox: Arc<Mutex<Outbox>>,
     streaming: Streaming,
-    partials: OnceLock<PartialWriter>,
+    partials: Arc<OnceLock<PartialWriter>>,
+    /// Where follow-ups belong, if they are sent from elsewhere.
+    trace: Option<Map<String, Value>>,
 }
 
 #[derive(Default)]
@@ -136,8 +176,23 @@ impl Claim {
     ) -> Self {
         let deadline =
             claimed.remaining_ms.map(|left| Instant::now() + Duration::from_millis(left.max(0).unsigned_abs()));
-        let (outbox, partials) = (Mutex::default(), OnceLock::new());
-        Self { claimed, assignment, holder, deadline, token, outbox, streaming, partials }
+        let (claimed, outbox, partials) = (Arc::new(claimed), Arc::default(), Arc::default());
+        Self { claimed, assignment, holder, deadline, token, outbox, streaming, partials, trace: None }
+    }
+
+    /// The same claim for another task; what is sent from there belongs to the present span.
+    pub(crate) fn share(&self) -> Self {
+        Self {
+            claimed: Arc::clone(&self.claimed),
+            assignment: self.assignment.clone(),
+            holder: self.holder.clone(),
+            deadline: self.deadline,
+            token: self.token.clone(),
+            outbox: Arc::clone(&self.outbox),
+            streaming: self.streaming.clone(),
+            partials: Arc::clone(&self.partials),
+            trace: Some(cogo_telemetry::inject_current()),
+        }
     }
 
     /// Id of the message: the key under which outside effects should be made only once.
@@ -182,16 +237,45 @@ impl Claim {
         self.deadline
     }
 
+    /// What is left of the time to live for what the handler calls, a tenth of it kept back for recording the end; none
+    /// without a time to live.
+    #[must_use]
+    pub fn budget(&self) -> Option<Budget> {
+        let left = self.deadline?.saturating_duration_since(Instant::now());
+        let kept = (left / 10).clamp(KEPT_BACK.0, KEPT_BACK.1);
+        Some(Budget::new(Clock::system(), left.saturating_sub(kept)))
+    }
+
+    /// Makes a call under the guard of a dependency, for the tenant of the message and within the time that it has left.
+    /// Only errors for which `tells_against` holds count against the dependency.
+    ///
+    /// # Errors
+    /// As [`Dependency::call`].
+    pub async fn call<T, E>(
+        &self,
+        dependency: &Dependency,
+        call: impl Future<Output = Result<T, E>>,
+        tells_against: impl FnOnce(&E) -> bool,
+    ) -> Result<T, Unanswered<E>> {
+        dependency.call(self.tenant(), self.budget().as_ref(), call, tells_against).await
+    }
+
     /// Fires at the ttl, when the lease is lost, when the message is cancelled and at hard shutdown.
     #[must_use]
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Sends a message as a child of this one, in the transaction of its completion and not without it.
+    /// Sends a message as a child of this one, in the transaction of its completion and not without it. It never has
+    /// more time to live than is left of this one's.
     pub fn send(&self, mut message: NewMessage) {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis();
+            let left = u64::try_from(left).unwrap_or(u64::MAX);
+            message.ttl_ms = Some(message.ttl_ms.map_or(left, |own| own.min(left)));
+        }
         if message.headers.is_empty() {
-            message.headers = cogo_telemetry::inject_current();
+            message.headers = self.trace.clone().unwrap_or_else(cogo_telemetry::inject_current);
         }
         self.outbox().completion.follow_ups.push(message);
     }
@@ -207,6 +291,11 @@ impl Claim {
     /// What lists show of the result, instead of its first characters.
     pub fn summarize(&self, snippet: impl Into<String>) {
         self.outbox().completion.snippet = Some(snippet.into());
+    }
+
+    /// Where a larger reply stands, as [`cogo_bus_core::ArtifactDigest::url`] of an artifact that was put.
+    pub fn result_at(&self, url: impl Into<String>) {
+        self.outbox().completion.result_url = Some(url.into());
     }
 
     /// What readers of the task get before the reply: parts in order, gathered and stored with the claim's fence. All

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use crate::{
     FrameSettings, Service, SettingsError,
+    retry::RetryRule,
     settings::{Loaded, variable},
 };
 
@@ -12,7 +13,7 @@ const POLL_MS: RangeInclusive<u64> = 10..=3_600_000;
 /// A lease is extended three times in its length, so a second is the least that survives a slow answer.
 const LEASE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 const STATEMENT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-const CONCURRENCY: RangeInclusive<u64> = 1..=1_000;
+pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=1_000;
 const GRACE_MS: RangeInclusive<u64> = 0..=600_000;
 /// One connection listens for hints, so two are the least with which anything is done.
 const CONNECTIONS: RangeInclusive<u64> = 2..=500;
@@ -54,7 +55,7 @@ fn check_frame(frame: &FrameSettings, origins: &BTreeMap<String, (String, String
             return Err(SettingsError::Value(text));
         }
     }
-    Ok(())
+    RetryRule::parse_all(&frame.retry_rules).map(drop).map_err(SettingsError::Value)
 }
 
 #[cfg(test)]
@@ -126,6 +127,13 @@ mod tests {
             assert!(refusal.contains(&format!("{key} is {value}")), "{refusal}");
             assert!(key == "every_ms" || refusal.contains(variable), "{refusal}");
         }
+    }
+
+    #[test]
+    fn retry_rule_that_cannot_be_used_stops_the_start() {
+        assert_eq!(outcome(&[("COGO_RETRY_RULES", "limited: delay=10s max=3,*: max=2")]), Ok(()));
+        let refusal = outcome(&[("COGO_RETRY_RULES", "limited: sometimes")]).unwrap_err();
+        assert!(refusal.contains("retry_rules") && refusal.contains("sometimes"), "{refusal}");
     }
 
     #[test]

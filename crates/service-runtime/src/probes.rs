@@ -2,10 +2,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     thread,
     time::Duration,
 };
@@ -29,23 +26,13 @@ use tracing::error;
 
 use crate::{
     ApiError,
-    chore::Chores,
     guard::expect_this_machine,
+    health::Health,
     listen::{Ending, listen},
-    pulse::Pulses,
 };
 
 /// How long a caller may take to send the headers of a request.
 pub(crate) const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What the probes tell of the process.
-#[derive(Clone, Default)]
-pub(crate) struct Health {
-    pub(crate) started: Arc<AtomicBool>,
-    pub(crate) ready: Arc<AtomicBool>,
-    pub(crate) chores: Chores,
-    pub(crate) pulses: Pulses,
-}
 
 /// What the HTTP side of a process consists of.
 #[derive(Clone)]
@@ -122,11 +109,9 @@ async fn this_machine_only(request: Request, next: Next) -> Response {
     }
 }
 
-/// Fails when a loop of the process has not turned for so long that only a restart helps.
+/// Fails when a loop of the process has not turned for so long that only a restart helps, or a liveness probe says so.
 async fn live(State(probes): State<Probes>) -> Response {
-    let stuck = probes.served.health.pulses.stuck();
-    let status = if stuck.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"live": stuck.is_empty(), "stuck": stuck}))).into_response()
+    answer(probes.served.health.live())
 }
 
 async fn metrics(State(probes): State<Probes>, request: Request<Body>) -> Response {
@@ -138,16 +123,16 @@ async fn metrics(State(probes): State<Probes>, request: Request<Body>) -> Respon
 }
 
 async fn startup(State(probes): State<Probes>) -> Response {
-    answer("started", probes.served.health.started.load(Ordering::Relaxed))
+    answer(probes.served.health.has_started())
 }
 
 async fn ready(State(probes): State<Probes>) -> Response {
-    answer("ready", probes.served.health.ready.load(Ordering::Relaxed))
+    answer(probes.served.health.is_ready())
 }
 
-fn answer(what: &str, holds: bool) -> Response {
+fn answer((holds, body): (bool, Value)) -> Response {
     let status = if holds { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ what: holds }))).into_response()
+    (status, Json(body)).into_response()
 }
 
 async fn chores(State(probes): State<Probes>) -> Json<Value> {

@@ -90,6 +90,8 @@ pub struct FrameSettings {
     pub reclaim_after_ms: u64,
     /// Messages worked on at once, 1 to 1000.
     pub concurrency: u16,
+    /// What errors of handlers lead to, instead of what the code says: `<kind>: <words>`, see `RetryPolicy`.
+    pub retry_rules: Vec<String>,
     /// Time in ms, at most 600000, between the wish to stop and dropping what still runs.
     pub grace_ms: u64,
     /// Directories below which files may be read; none: the working directory of the process.
@@ -106,6 +108,8 @@ pub struct FrameSettings {
     pub port_offset: u16,
     /// Collector for spans and metrics; absent: none.
     pub otel_exporter_otlp_endpoint: Option<String>,
+    /// `host:port` of a StatsD server for figures over UDP; absent: none.
+    pub statsd_addr: Option<String>,
     /// Log filter.
     pub rust_log: String,
     /// `auto`, `human` or `json`.
@@ -123,6 +127,7 @@ impl Default for FrameSettings {
             bus_poll_ms: 15_000,
             reclaim_after_ms: 30_000,
             concurrency: 8,
+            retry_rules: Vec::new(),
             grace_ms: 10_000,
             allowed_roots: Vec::new(),
             statement_timeout_ms: 30_000,
@@ -131,6 +136,7 @@ impl Default for FrameSettings {
             port: None,
             port_offset: 0,
             otel_exporter_otlp_endpoint: None,
+            statsd_addr: None,
             rust_log: "info".to_owned(),
             log_format: LogFormat::Auto,
         }

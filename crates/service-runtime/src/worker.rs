@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use cogo_bus_core::{Bus, ClaimRequest, Wake, WakeUps};
 use cogo_contracts::Route;
-use cogo_registry_core::{Member, Standing};
+use cogo_registry_core::{Member, SchemaRegistry, Standing};
 use cogo_telemetry::BusMetrics;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,8 +14,10 @@ use crate::{
     Handler, Stop,
     attempt::Attempts,
     leases::Leases,
+    live::Throttle,
     passing::in_time,
     pulse::{Pulse, Pulses},
+    retry::RetryRule,
     settle::Settler,
 };
 
@@ -31,6 +33,9 @@ const SOON: Duration = Duration::from_millis(50);
 const FULL_RECHECK: Duration = Duration::from_secs(1);
 /// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(3);
+/// How long an answer of the database to a claim is waited for once the hard stop has fired: what it hands out can then
+/// still be handed back, but a database that says nothing holds up no end.
+const LAST_CLAIM: Duration = Duration::from_secs(1);
 
 /// How a worker claims.
 #[derive(Debug, Clone)]
@@ -41,16 +46,23 @@ pub(crate) struct Pace {
     pub(crate) poll: Duration,
     /// Longest wait for one answer of the database.
     pub(crate) patience: Duration,
+    /// What operators say of errors.
+    pub(crate) retry_rules: Vec<RetryRule>,
 }
 
 /// What a worker shares with its process.
 pub(crate) struct Surroundings {
     pub(crate) bus: Bus,
+    pub(crate) schemas: SchemaRegistry,
     pub(crate) metrics: BusMetrics,
     pub(crate) wakeups: WakeUps,
     pub(crate) member: Member,
     pub(crate) stop: Stop,
     pub(crate) pulses: Pulses,
+    /// Changes how many messages are taken at once.
+    pub(crate) throttle: Throttle,
+    /// Whether the probes of the process let it take work.
+    pub(crate) able: watch::Receiver<bool>,
 }
 
 /// A worker of one route.
@@ -66,6 +78,8 @@ pub(crate) struct Worker<H> {
     freed: Arc<Notify>,
     pulse: Arc<Pulse>,
     keepers_pulse: Arc<Pulse>,
+    throttle: Throttle,
+    able: watch::Receiver<bool>,
 }
 
 /// Why a turn of the loop found nothing to start.
@@ -78,14 +92,21 @@ pub(crate) enum Turn {
 
 impl<H: Handler> Worker<H> {
     pub(crate) fn new(handler: H, pace: Pace, surroundings: Surroundings) -> Self {
-        let Surroundings { bus, metrics, wakeups, member, stop, pulses } = surroundings;
+        let Surroundings { bus, schemas, metrics, wakeups, member, stop, pulses, throttle, able } = surroundings;
         let route = H::ROUTE.on_shard(pace.shard);
         let tracker = TaskTracker::new();
+        let declared = handler.retry_policy();
+        let strange = declared.strange_kinds(&pace.retry_rules, &route);
+        if !strange.is_empty() {
+            warn!(%route, kinds = strange.join(", "), "retry_rules name kinds of errors that the policy of the route does not");
+        }
         let attempts = Attempts {
+            retry: declared.changed_by(&pace.retry_rules, &route),
             settler: Settler::start(bus.clone(), pace.patience, &tracker),
             handler,
             route: route.clone(),
             bus,
+            schemas,
             metrics,
             leases: Leases::default(),
             lease: pace.lease,
@@ -105,6 +126,8 @@ impl<H: Handler> Worker<H> {
             stop,
             tracker,
             freed: Arc::new(Notify::new()),
+            throttle,
+            able,
         }
     }
 
@@ -123,7 +146,7 @@ impl<H: Handler> Worker<H> {
         let mut pause = FIRST_PAUSE;
         let mut look = FIRST_LOOK;
         while let Some(holder) = self.active_holder().await {
-            let turn = self.turn(&holder, &mut hints).await;
+            let Some(turn) = self.unless_given_up(self.turn(&holder, &mut hints)).await else { break };
             let full = matches!(turn, Turn::Full);
             let wait = match turn {
                 Turn::Started => {
@@ -163,12 +186,14 @@ impl<H: Handler> Worker<H> {
             let now = self.standing.borrow_and_update().clone();
             // what was claimed before the process lost its place belongs to others now
             self.attempts.leases.cancel_unless_held_by(now.membership().map(|membership| membership.holder.as_str()));
-            if let Some(membership) = now.claiming() {
+            let able = *self.able.borrow_and_update();
+            if let (Some(membership), true) = (now.claiming(), able) {
                 return Some(membership.holder.clone());
             }
             tokio::select! {
                 () = self.stop.soft().cancelled() => return None,
                 changed = self.standing.changed() => changed.ok()?,
+                Ok(()) = self.able.changed() => {}
                 () = tokio::time::sleep(FULL_RECHECK) => {}
             }
         }
@@ -179,7 +204,7 @@ impl<H: Handler> Worker<H> {
         self.heed_waiting(hints);
         let in_hand = u16::try_from(self.attempts.leases.len()).unwrap_or(u16::MAX);
         self.member.vitals().set_in_flight(u32::from(in_hand));
-        let free = self.pace.concurrency.saturating_sub(in_hand);
+        let free = self.throttle.most(self.pace.concurrency).saturating_sub(in_hand);
         if free == 0 {
             return Turn::Full;
         }
@@ -226,9 +251,23 @@ impl<H: Handler> Worker<H> {
 
     async fn until_next_due(&self, holder: &str) -> Duration {
         let instance = holder.split_once('#').map(|(instance, _)| instance);
-        match in_time(self.pace.patience, self.attempts.bus.next_due_for(&self.route, instance)).await {
-            Ok(Some(due)) => due.max(Duration::from_millis(5)).min(self.pace.poll),
-            Ok(None) | Err(_) => self.pace.poll,
+        let asked = in_time(self.pace.patience, self.attempts.bus.next_due_for(&self.route, instance));
+        match self.unless_given_up(asked).await {
+            Some(Ok(Some(due))) => due.max(Duration::from_millis(5)).min(self.pace.poll),
+            Some(Ok(None) | Err(_)) | None => self.pace.poll,
+        }
+    }
+
+    /// What the database answers; none if it says nothing and the process has to end.
+    async fn unless_given_up<T>(&self, answer: impl Future<Output = T>) -> Option<T> {
+        let given_up = async {
+            self.stop.hard().cancelled().await;
+            tokio::time::sleep(LAST_CLAIM).await;
+        };
+        tokio::select! {
+            biased;
+            answer = answer => Some(answer),
+            () = given_up => None,
         }
     }
 
@@ -270,7 +309,9 @@ impl<H: Handler> Worker<H> {
                 false
             }
             Ok(Wake::CatchUp) | Err(broadcast::error::RecvError::Lagged(_)) => true,
-            Ok(Wake::Task(_) | Wake::Broadcast(_)) | Err(broadcast::error::RecvError::Closed) => false,
+            Ok(Wake::Task(_) | Wake::Broadcast(_) | Wake::Registry(_)) | Err(broadcast::error::RecvError::Closed) => {
+                false
+            }
         }
     }
 

@@ -23,6 +23,14 @@ pub enum Error {
         /// What is wrong with it and what would be right.
         reason: String,
     },
+    /// The address of the StatsD server cannot be used.
+    #[error("COGO_STATSD_ADDR {address:?} cannot be used: {reason}")]
+    Statsd {
+        /// The address as given.
+        address: String,
+        /// What would be right.
+        reason: String,
+    },
     /// The metrics registry could not be built.
     #[error("Metrics registry could not be built")]
     Registry(#[source] opentelemetry_sdk::error::OTelSdkError),

@@ -13,6 +13,8 @@ mod process;
 mod redact;
 mod settings;
 mod setup;
+mod statsd;
+mod supervision;
 mod trace_context;
 
 pub use error::Error;
@@ -21,4 +23,6 @@ pub use metrics::{BusMetrics, Outcome, label, name};
 pub use redact::redacted;
 pub use settings::{LogFormat, Settings};
 pub use setup::{FLUSH_WITHIN, Guard, Look, assemble, init, init_cli};
+pub use statsd::Statsd;
+pub use supervision::SupervisionMetrics;
 pub use trace_context::{accept_client, inject, inject_current, link_or_parent, trace_id};

@@ -10,6 +10,8 @@ use opentelemetry::{
     metrics::{Counter, Histogram, Meter},
 };
 
+use crate::Statsd;
+
 /// Names of instruments; the Prometheus form adds the unit and `_total`.
 pub mod name {
     /// Histogram in `s`: how long one call of the bus took (send, receive, settle).
@@ -38,10 +40,45 @@ pub mod name {
     pub const BUS_OLDEST_QUEUED_AGE: &str = "cogo_bus_oldest_queued_age_seconds";
     /// Gauge over the registry: agents by state.
     pub const AGENTS: &str = "cogo_agents";
+    /// Gauge by `agent` (`name/slot`): whether its own figures could be read.
+    pub const AGENT_UP: &str = "cogo_agent_up";
+    /// Gauge by `agent`: whether it said at its last beat that it can work.
+    pub const AGENT_READY: &str = "cogo_agent_ready";
+    /// Gauge by `agent`: messages that it works on.
+    pub const AGENT_IN_FLIGHT: &str = "cogo_agent_in_flight";
+    /// Gauge by `agent`: cores that it used between its last two beats.
+    pub const AGENT_CPU: &str = "cogo_agent_cpu_cores";
+    /// Gauge by `agent`: resident memory at its last beat.
+    pub const AGENT_MEMORY: &str = "cogo_agent_memory_bytes";
+    /// Gauge by `agent` and `route`: messages that wait for its service and role.
+    pub const AGENT_QUEUE_DEPTH: &str = "cogo_agent_queue_depth";
+    /// Counter by `agent`: processor time.
+    pub const AGENT_CPU_SECONDS: &str = "cogo_agent_cpu_seconds_total";
+    /// Counter by `agent`: messages that it has claimed, its throughput.
+    pub const AGENT_MESSAGES: &str = "cogo_agent_messages_total";
+    /// Counter by `agent`: attempts that it has ended.
+    pub const AGENT_ATTEMPTS: &str = "cogo_agent_attempts_total";
+    /// Counter by `agent`: time that its attempts took; divided by their number, its mean latency.
+    pub const AGENT_WORKED_SECONDS: &str = "cogo_agent_worked_seconds_total";
+    /// Counter by `agent`: bytes received by its network namespace.
+    pub const AGENT_RECEIVED: &str = "cogo_agent_network_received_bytes_total";
+    /// Counter by `agent`: bytes transmitted by its network namespace.
+    pub const AGENT_TRANSMITTED: &str = "cogo_agent_network_transmitted_bytes_total";
     /// Gauge in `By`: memory of the process.
     pub const PROCESS_RESIDENT_MEMORY: &str = "process.resident_memory";
     /// Counter in `s`: processor time of the process.
     pub const PROCESS_CPU: &str = "process.cpu";
+    /// Counter in `By` by `direction`: bytes of the network namespace of the process, loopback left out. In a container
+    /// of its own that is the process; elsewhere it is the machine, since Linux counts no bytes by process.
+    pub const PROCESS_NETWORK: &str = "process.network.io";
+    /// Counter by `event` and `process`: what happened in the supervision tree.
+    pub const SUPERVISION_EVENTS: &str = "cogo.supervision.events";
+    /// Histogram in `s` by `process`: from the end of a process to its next start.
+    pub const SUPERVISION_DOWNTIME: &str = "cogo.supervision.downtime";
+    /// Counter: events of the supervision tree that could not be written to the audit.
+    pub const SUPERVISION_UNTOLD: &str = "cogo.supervision.untold";
+    /// Counter: lines for the StatsD server that were dropped.
+    pub const STATSD_DROPPED: &str = "cogo.statsd.dropped";
     /// Gauge in `s`: when the process started.
     pub const PROCESS_START_TIME: &str = "process.start_time";
 }
@@ -66,6 +103,12 @@ pub mod label {
     pub const STATUS: &str = "status";
     /// State of an agent.
     pub const STATE: &str = "state";
+    /// What happened in a supervision tree.
+    pub const EVENT: &str = "event";
+    /// A process of the list.
+    pub const PROCESS: &str = "process";
+    /// `receive` or `transmit`.
+    pub const DIRECTION: &str = "network.io.direction";
 }
 
 /// Seconds; those that the semantic conventions of messaging give.
@@ -119,6 +162,8 @@ pub struct BusMetrics {
     dead_letters: Counter<u64>,
     reclaimed: Counter<u64>,
     expired: Counter<u64>,
+    /// Takes each duration by itself.
+    statsd: Option<Statsd>,
 }
 
 impl BusMetrics {
@@ -147,7 +192,15 @@ impl BusMetrics {
             dead_letters: count(name::DEAD_LETTERS, "Messages given up"),
             reclaimed: count(name::RECLAIMED, "Messages taken back from holders whose lease had passed"),
             expired: count(name::EXPIRED, "Messages whose time to live passed before they were started"),
+            statsd: None,
         }
+    }
+
+    /// Sends each duration to this server as well.
+    #[must_use]
+    pub(crate) fn with_statsd(mut self, statsd: Option<Statsd>) -> Self {
+        self.statsd = statsd;
+        self
     }
 
     /// Instruments that nobody reads, for tests and tools.
@@ -159,13 +212,13 @@ impl BusMetrics {
 
     /// `count` messages of a route were accepted within `took`.
     pub fn sent(&self, route: &Route, count: u64, took: Duration) {
-        self.operation_duration.record(took.as_secs_f64(), &operation("send", route));
+        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("send", route));
         self.sent.add(count, &operation("send", route));
     }
 
     /// A claim of a route took `took` and answered `count` messages.
     pub fn received(&self, route: &Route, count: u64, took: Duration) {
-        self.operation_duration.record(took.as_secs_f64(), &operation("receive", route));
+        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("receive", route));
         if count > 0 {
             self.consumed.add(count, &operation("receive", route));
         }
@@ -173,7 +226,7 @@ impl BusMetrics {
 
     /// A message waited this long to be claimed.
     pub fn waited(&self, route: &Route, wait: Duration) {
-        self.wait_duration.record(wait.as_secs_f64(), &queue(route));
+        self.timed(&self.wait_duration, name::WAIT_DURATION, wait, &queue(route));
     }
 
     /// An attempt ended after `worked` of work.
@@ -199,12 +252,12 @@ impl BusMetrics {
                 self.dead_letters.add(1, &queue(route));
             }
         }
-        self.process_duration.record(worked.as_secs_f64(), &labels);
+        self.timed(&self.process_duration, name::PROCESS_DURATION, worked, &labels);
     }
 
     /// An answer to the bus (complete, fail, release) took this long.
     pub fn settled(&self, route: &Route, took: Duration) {
-        self.operation_duration.record(took.as_secs_f64(), &operation("settle", route));
+        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("settle", route));
     }
 
     /// Messages were taken back from holders whose lease had passed.
@@ -215,6 +268,13 @@ impl BusMetrics {
     /// Messages ended unstarted because their time had passed.
     pub fn expired(&self, count: u64) {
         self.expired.add(count, &[]);
+    }
+
+    fn timed(&self, histogram: &Histogram<f64>, name: &str, took: Duration, labels: &[KeyValue]) {
+        histogram.record(took.as_secs_f64(), labels);
+        if let Some(statsd) = &self.statsd {
+            statsd.timing(name, took, labels);
+        }
     }
 }
 

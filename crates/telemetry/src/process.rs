@@ -1,10 +1,10 @@
-//! Memory, processor time and start of the own process, read from `/proc` when someone asks.
+//! Memory, processor time, network and start of the own process, read from `/proc` when someone asks.
 
 use std::time::SystemTime;
 
-use opentelemetry::metrics::Meter;
+use opentelemetry::{KeyValue, metrics::Meter};
 
-use crate::metrics::name;
+use crate::metrics::{label, name};
 
 /// Linux reports `/proc/<pid>/stat` in ticks of `USER_HZ`, which is 100 on every architecture that it supports today.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -39,6 +39,30 @@ pub(crate) fn observe(meter: &Meter) {
             }
         })
         .build();
+    meter
+        .u64_observable_counter(name::PROCESS_NETWORK)
+        .with_unit("By")
+        .with_description("Bytes of the network namespace, loopback left out")
+        .with_callback(|observer| {
+            let Some(table) = read("/proc/self/net/dev") else { return };
+            let (received, transmitted) = network_bytes(&table);
+            observer.observe(received, &[KeyValue::new(label::DIRECTION, "receive")]);
+            observer.observe(transmitted, &[KeyValue::new(label::DIRECTION, "transmit")]);
+        })
+        .build();
+}
+
+/// Bytes received and transmitted by all interfaces but the loopback one.
+fn network_bytes(table: &str) -> (u64, u64) {
+    let counts = table.lines().filter_map(|line| {
+        // an interface's counters: eight of what came in, the bytes first, then the same of what went out
+        let (interface, counters) = line.split_once(':')?;
+        let mut counters = counters.split_whitespace();
+        let received: u64 = counters.next()?.parse().ok()?;
+        let transmitted: u64 = counters.nth(7)?.parse().ok()?;
+        (interface.trim() != "lo").then_some((received, transmitted))
+    });
+    counts.fold((0, 0), |(received, transmitted), (more_in, more_out)| (received + more_in, transmitted + more_out))
 }
 
 fn read(path: &str) -> Option<String> {
@@ -71,5 +95,10 @@ mod tests {
         assert_eq!(resident_bytes("Name:\tx\nVmRSS:\t  2048 kB\n"), Some(2_097_152));
         assert_eq!(cpu_seconds("nonsense"), None);
         assert_eq!(resident_bytes(""), None);
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs drop fifo frame compressed multicast|bytes\n\
+                     lo: 900 1 0 0 0 0 0 0 900 1 0 0 0 0 0 0\n  eth0: 100 1 0 0 0 0 0 0 20 1 0 0 0 0 0 0\n\
+                     eth1:5 1 0 0 0 0 0 0 7 1 0 0 0 0 0 0\n";
+        assert_eq!(network_bytes(table), (105, 27));
+        assert_eq!(network_bytes("nonsense"), (0, 0));
     }
 }

@@ -32,6 +32,8 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// Base address of an OTLP collector over HTTP, as in `OTEL_EXPORTER_OTLP_ENDPOINT`; none means no exporter.
     pub otlp_endpoint: Option<String>,
+    /// `host:port` of a StatsD server; none means that nothing is sent to one.
+    pub statsd_addr: Option<String>,
     /// Share of new traces that are exported, 0 to 1; a trace once begun keeps its decision.
     pub sample_ratio: f64,
 }
@@ -51,6 +53,7 @@ impl Settings {
             log_filter: "info".to_owned(),
             log_format: LogFormat::Auto,
             otlp_endpoint: None,
+            statsd_addr: None,
             sample_ratio: 1.0,
         }
     }
@@ -66,6 +69,7 @@ impl fmt::Debug for Settings {
             .field("log_filter", &self.log_filter)
             .field("log_format", &self.log_format)
             .field("otlp_endpoint", &self.otlp_endpoint.as_deref().map(redacted))
+            .field("statsd_addr", &self.statsd_addr)
             .field("sample_ratio", &self.sample_ratio)
             .finish()
     }

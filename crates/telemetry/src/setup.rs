@@ -13,7 +13,7 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::{
     Resource,
-    metrics::SdkMeterProvider,
+    metrics::{PeriodicReader, SdkMeterProvider},
     trace::{Sampler, SdkTracerProvider},
 };
 use tracing::{Dispatch, level_filters::LevelFilter};
@@ -26,12 +26,13 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    BusMetrics, Error, Exposition, LogFormat, Settings,
+    BusMetrics, Error, Exposition, LogFormat, Settings, Statsd,
     json_lines::{JsonLines, SpanFields},
+    metrics::name,
     otlp::{self, Exporters},
     panic_hook, process,
     redact::{MASK, is_secret, redacted},
-    trace_context,
+    statsd, trace_context,
 };
 
 /// Longest time that a stop waits for telemetry to leave.
@@ -51,6 +52,9 @@ pub struct Guard {
     meter: Meter,
     bus_metrics: BusMetrics,
 }
+
+/// How often counters and gauges go to a StatsD server, as its own flushes do.
+const STATSD_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Providers {
@@ -207,15 +211,35 @@ fn guard(settings: &Settings) -> Result<Guard, Error> {
         tracer = tracer.with_batch_exporter(spans);
         meter_provider = meter_provider.with_periodic_exporter(metrics);
     }
+    let statsd = match &settings.statsd_addr {
+        Some(address) => Some(Statsd::new(address, &settings.service_name, &settings.instance)?),
+        None => None,
+    };
+    if let Some(statsd) = statsd.clone() {
+        let reader = PeriodicReader::builder(statsd::Exporter(statsd)).with_interval(STATSD_EVERY).build();
+        meter_provider = meter_provider.with_reader(reader);
+    }
     let providers = Providers { tracer: tracer.build(), meter: meter_provider.build() };
     let meter = providers.meter.meter(SCOPE);
     process::observe(&meter);
+    if let Some(statsd) = statsd.clone() {
+        observe_dropped(&meter, statsd);
+    }
     Ok(Guard {
-        bus_metrics: BusMetrics::new(&meter),
+        bus_metrics: BusMetrics::new(&meter).with_statsd(statsd),
         exposition: Exposition::new(registry),
         meter,
         providers: Some(providers),
     })
+}
+
+fn observe_dropped(meter: &Meter, statsd: Statsd) {
+    meter
+        .u64_observable_counter(name::STATSD_DROPPED)
+        .with_unit("{line}")
+        .with_description("Lines for the StatsD server that were dropped")
+        .with_callback(move |observer| observer.observe(statsd.dropped(), &[]))
+        .build();
 }
 
 type BoxedLayer<S> = Box<dyn Layer<S> + Send + Sync>;

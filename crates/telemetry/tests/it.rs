@@ -6,5 +6,6 @@ mod it {
     mod logs;
     mod process;
     mod scrape;
+    mod statsd;
     mod traces;
 }

@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use cogo_bus_core::Bus;
 use cogo_contracts::Route;
-use cogo_registry_core::Registry;
+use cogo_registry_core::{Kv, Registry};
 use cogo_service_runtime::{Frame, Service};
 use serde::{Deserialize, Serialize};
 
 /// Pause between two batches, so that retention never competes with the work.
 const BREATH: Duration = Duration::from_millis(50);
+
+/// Time between two removals of shared values whose time is over; readers pass over them, so this is about room only.
+const SWEEP_VALUES: Duration = Duration::from_secs(60);
 
 /// Most artifacts removed in one transaction.
 const LARGE_BATCH: u32 = 100;
@@ -103,7 +106,32 @@ impl Service for BusRetention {
                 Ok((removed > 0).then(|| format!("forgot {removed} runs that ended")))
             }
         });
+        let kv = Kv::new(frame.pool().clone(), "bus");
+        frame.chore("kv_sweep", SWEEP_VALUES, move || {
+            let kv = kv.clone();
+            async move {
+                let removed = sweep_values(&kv, batch).await?;
+                Ok((removed > 0).then(|| format!("removed {removed} shared values whose time was over")))
+            }
+        });
         Ok(())
+    }
+}
+
+/// Removes the shared values of every namespace whose time is over, batch by batch; answers how many.
+///
+/// # Errors
+/// When a batch fails; earlier ones stand.
+pub async fn sweep_values(kv: &Kv, batch: u32) -> Result<u64, sqlx::Error> {
+    let most = i32::try_from(batch).unwrap_or(i32::MAX);
+    let mut total = 0;
+    loop {
+        let removed = kv.sweep(most).await?;
+        total += u64::from(removed.unsigned_abs());
+        if removed < most {
+            return Ok(total);
+        }
+        tokio::time::sleep(BREATH).await;
     }
 }
 

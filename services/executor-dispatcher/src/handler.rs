@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
 use cogo_contracts::{DispatchReply, DispatchRequest, Route, routes};
 use cogo_service_runtime::{Claim, Handler, HandlerError};
-use sqlx::PgPool;
 
 use crate::{
-    agents::agent_of,
+    agents::Agents,
     dispatch::{Origin, dispatch},
     settings::Settings,
 };
@@ -16,15 +14,15 @@ use crate::{
 /// Stamps decided work and sends it on.
 #[derive(Debug, Clone)]
 pub struct Dispatcher {
-    pool: PgPool,
+    agents: Agents,
     settings: Settings,
 }
 
 impl Dispatcher {
     /// A dispatcher with these limits.
     #[must_use]
-    pub fn new(pool: PgPool, settings: Settings) -> Self {
-        Self { pool, settings }
+    pub fn new(agents: Agents, settings: Settings) -> Self {
+        Self { agents, settings }
     }
 }
 
@@ -34,7 +32,7 @@ impl Handler for Dispatcher {
     type Reply = DispatchReply;
 
     async fn handle(&self, request: DispatchRequest, claim: &Claim) -> Result<DispatchReply, HandlerError> {
-        let agent = agent_of(&self.pool, &request.target).await.context("look for agents of the target")?;
+        let agent = self.agents.of(&request.target, claim).await?;
         let dispatch = dispatch(&request, agent.as_ref(), &self.settings).map_err(HandlerError::reject)?;
         let origin =
             Origin { task_id: claim.task(), tenant: claim.tenant().to_owned(), holder: claim.holder().to_owned() };

@@ -7,7 +7,7 @@ mod service;
 mod settings;
 mod stamp;
 
-pub use agents::{AgentSort, agent_of};
+pub use agents::{AgentSort, Agents, Known, agent_of};
 pub use dispatch::{Dispatch, Origin, dispatch};
 pub use handler::Dispatcher;
 pub use service::ExecutorDispatcher;

@@ -1,9 +1,9 @@
 //! The process: what it puts into the frame.
 
 use cogo_contracts::{Route, routes};
-use cogo_service_runtime::{Frame, Service};
+use cogo_service_runtime::{DependencySettings, Frame, Reach, Service};
 
-use crate::{handler::Dispatcher, settings::Settings};
+use crate::{agents::Agents, handler::Dispatcher, settings::Settings};
 
 /// The process `cogo-executor-dispatcher`.
 #[derive(Debug)]
@@ -20,7 +20,10 @@ impl Service for ExecutorDispatcher {
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         frame.settings().check()?;
-        let dispatcher = Dispatcher::new(frame.pool().clone(), frame.settings().clone());
+        // the names of agents are a help: a database that fails is not waited for on their account
+        let registry = frame.dependency("registry in the database", Reach::Run, &DependencySettings::default())?;
+        let agents = Agents::new(frame.follow_registry(), frame.pool().clone(), registry);
+        let dispatcher = Dispatcher::new(agents, frame.settings().clone());
         frame.worker(dispatcher);
         Ok(())
     }

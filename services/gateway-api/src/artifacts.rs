@@ -76,7 +76,7 @@ pub(crate) async fn put(
     // held until the bytes are stored, so that uploads cannot take all memory
     let _room = gateway.uploads().try_acquire().map_err(|_full| problems::busy())?;
     let bytes = body::read_bytes(body, MAX_ARTIFACT_BYTES, ARRIVES_WITHIN, problems::artifact_too_large).await?;
-    let stored = problems::answered(gateway.parts().bus.put_artifact(&tenant, media_type, &bytes)).await?;
+    let stored = gateway.database().answered(gateway.parts().bus.put_artifact(&tenant, media_type, &bytes)).await?;
     info!(artifact.digest = %stored.digest, size = stored.size, created = stored.created, "stored artifact {}", stored.digest);
     let status = if stored.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [(LOCATION, stored.digest.url())], Json(Stored::from(&stored))).into_response())
@@ -96,11 +96,11 @@ pub(crate) async fn get(
     let bus = &gateway.parts().bus;
     let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a digest is hex digits");
     if has_already(&headers, &digest) {
-        let known = problems::answered(bus.artifact(&tenant, &digest)).await?;
+        let known = gateway.database().answered(bus.artifact(&tenant, &digest)).await?;
         known.ok_or_else(problems::no_such_artifact)?;
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag), (CACHE_CONTROL, REVALIDATE)]).into_response());
     }
-    let artifact = problems::answered(bus.get_artifact(&tenant, &digest)).await?;
+    let artifact = gateway.database().answered(bus.get_artifact(&tenant, &digest)).await?;
     let artifact = artifact.ok_or_else(problems::no_such_artifact)?;
     let media_type = HeaderValue::from_str(&artifact.info.media_type).unwrap_or(HeaderValue::from_static(UNSAID));
     let headers = [
@@ -141,7 +141,7 @@ async fn tenant_to_read(
         (Some(named), _) => Some(named),
         (None, Access::One(own)) => return Ok(Some(own.clone())),
         // the bytes are the same whoever put them
-        (None, Access::AllTenants) => problems::answered(gateway.parts().bus.artifact_tenant(digest)).await?,
+        (None, Access::AllTenants) => gateway.database().answered(gateway.parts().bus.artifact_tenant(digest)).await?,
     };
     Ok(named.and_then(|named| Tenant::new(&named).ok()).filter(|tenant| access.covers(tenant.as_str())))
 }

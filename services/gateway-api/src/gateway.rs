@@ -11,7 +11,8 @@ use axum::{
 };
 use cogo_bus_core::{Bus, WakeUps};
 use cogo_contracts::Task;
-use cogo_service_runtime::ApiError;
+use cogo_registry_core::SchemaRegistry;
+use cogo_service_runtime::{ApiError, Dependency};
 use cogo_telemetry::BusMetrics;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -22,6 +23,7 @@ use crate::{
     Settings,
     access::{Access, Keys},
     artifacts,
+    database::Database,
     intents::Intents,
     origin, problems, socket, sse, submit, tasks,
 };
@@ -34,10 +36,14 @@ const UPLOADS: usize = 16;
 pub struct Parts {
     /// Where tasks are sent and read.
     pub bus: Bus,
+    /// What is sent is held against, where its route has a schema.
+    pub schemas: SchemaRegistry,
     /// Hints that a task changed.
     pub wakeups: WakeUps,
     /// Instruments that count what was sent.
     pub metrics: BusMetrics,
+    /// Guards the database; see [`database_guard`](crate::database_guard).
+    pub database: Dependency,
     /// Ends streams and waits.
     pub stop: CancellationToken,
     /// Where streams run.
@@ -49,6 +55,7 @@ pub struct Gateway {
     parts: Parts,
     keys: Keys,
     intents: Intents,
+    database: Database,
     watcher: String,
     uploads: Semaphore,
 }
@@ -60,9 +67,10 @@ impl Gateway {
     /// When an entry of `api_keys` cannot be used.
     pub fn new(parts: Parts, settings: &Settings) -> anyhow::Result<Self> {
         let keys = Keys::parse(&settings.api_keys)?;
-        let intents = Intents::new(parts.bus.pool().clone());
+        let database = Database::new(parts.database.clone());
+        let intents = Intents::new(parts.bus.pool().clone(), database.clone());
         let watcher = format!("gateway-api#{}", Uuid::now_v7().simple());
-        Ok(Self { parts, keys, intents, watcher, uploads: Semaphore::new(UPLOADS) })
+        Ok(Self { parts, keys, intents, database, watcher, uploads: Semaphore::new(UPLOADS) })
     }
 
     /// Whether it takes requests without a key.
@@ -88,6 +96,10 @@ impl Gateway {
         &self.parts
     }
 
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
     pub(crate) fn keys(&self) -> &Keys {
         &self.keys
     }
@@ -102,13 +114,13 @@ impl Gateway {
 
     /// The task as the caller may see it; another tenant's is as absent as one that never was.
     pub(crate) async fn task(&self, id: Uuid, access: &Access) -> Result<Task, ApiError> {
-        let task = problems::answered(self.parts.bus.task(id)).await?;
+        let task = self.database.answered(self.parts.bus.task(id)).await?;
         task.filter(|task| access.covers(&task.tenant)).ok_or_else(|| problems::no_such_task(id))
     }
 
     /// Asks the bus to announce changes of the task for a while.
     pub(crate) async fn watch(&self, id: Uuid, time: Duration) -> Result<(), ApiError> {
-        problems::answered(self.parts.bus.watch(id, &self.watcher, time)).await
+        self.database.answered(self.parts.bus.watch(id, &self.watcher, time)).await
     }
 }
 

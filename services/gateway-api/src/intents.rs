@@ -10,7 +10,7 @@ use cogo_contracts::Tenant;
 use cogo_service_runtime::ApiError;
 use sqlx::PgPool;
 
-use crate::problems;
+use crate::{database::Database, problems};
 
 /// A target that was switched off is offered at most this much longer.
 const REMEMBERED: Duration = Duration::from_secs(5);
@@ -18,6 +18,7 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 /// Intents of the enabled targets.
 pub(crate) struct Intents {
     pool: PgPool,
+    database: Database,
     remembered: Mutex<Option<(Instant, Targets)>>,
 }
 
@@ -25,8 +26,8 @@ pub(crate) struct Intents {
 type Targets = BTreeSet<(String, Option<String>)>;
 
 impl Intents {
-    pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool, remembered: Mutex::default() }
+    pub(crate) fn new(pool: PgPool, database: Database) -> Self {
+        Self { pool, database, remembered: Mutex::default() }
     }
 
     /// Lets an intent pass that the tenant may use; one that is not remembered is looked up anew first.
@@ -34,7 +35,7 @@ impl Intents {
         if self.remembers(intent, tenant) {
             return Ok(());
         }
-        let targets = problems::answered(async { Ok(self.read().await?) }).await?;
+        let targets = self.database.answered(async { Ok(self.read().await?) }).await?;
         let known = known(&targets, tenant);
         *self.remembered.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), targets));
         if known.contains(intent) { Ok(()) } else { Err(problems::unknown_intent(intent, &known)) }

@@ -3,6 +3,7 @@
 mod access;
 mod artifacts;
 mod body;
+mod database;
 mod follow;
 mod gateway;
 mod intents;
@@ -18,6 +19,7 @@ mod submission;
 mod submit;
 mod tasks;
 
+pub use database::database_guard;
 pub use gateway::{Gateway, Parts, router};
 pub use service::GatewayApi;
 pub use settings::Settings;

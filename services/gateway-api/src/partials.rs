@@ -10,7 +10,7 @@ use cogo_contracts::Task;
 use cogo_service_runtime::ApiError;
 use uuid::Uuid;
 
-use crate::{Gateway, problems};
+use crate::Gateway;
 
 /// Parts of one look; the next look follows at once while there are more.
 const LOOK: u32 = 200;
@@ -78,7 +78,7 @@ impl Partials {
         if open.is_empty() {
             return Ok(Vec::new());
         }
-        let partials = problems::answered(gateway.parts().bus.partials_of(&open, LOOK)).await?;
+        let partials = gateway.database().answered(gateway.parts().bus.partials_of(&open, LOOK)).await?;
         if partials.is_empty() {
             self.finished.extend(task.steps.iter().filter(|step| step.done_at.is_some()).map(|step| step.id));
         }

@@ -1,26 +1,28 @@
 //! The problems of this API, each made in one place so that its code means one thing.
 
-use std::{collections::BTreeSet, future::Future, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
-use anyhow::anyhow;
 use cogo_bus_core::Error as BusError;
 use cogo_contracts::Problem;
+use cogo_registry_core::NotChecked;
 use cogo_service_runtime::{ApiError, Foreign};
 use uuid::Uuid;
 
-/// Longest wait for one answer of the database, connecting included; callers get 503 then and never hang.
-const DATABASE_ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// Characters of a caller's text that a problem repeats.
 const ECHO: usize = 80;
 
-/// The answer of the database, or the problem that stands for its absence.
-pub(crate) async fn answered<T>(call: impl Future<Output = Result<T, BusError>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(DATABASE_ANSWERS_WITHIN, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(BusError::Refused { reason, .. })) if reason.starts_with("payload at most") => Err(too_large()),
-        Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(ApiError::unavailable(&anyhow!("no answer within {DATABASE_ANSWERS_WITHIN:?}"))),
+/// What the bus said instead of an answer.
+pub(crate) fn of_bus(error: BusError) -> ApiError {
+    match error {
+        BusError::Refused { reason, .. } if reason.starts_with("payload at most") => too_large(),
+        error => error.into(),
     }
+}
+
+pub(crate) fn crowded() -> ApiError {
+    let detail = "As many requests as this server lets wait for the database are waiting";
+    let problem = Problem::new(503, "busy", "Too many requests at once", detail);
+    problem.hint("Send the request again with the same Idempotency-Key").into()
 }
 
 pub(crate) fn too_large() -> ApiError {
@@ -80,6 +82,18 @@ pub(crate) fn unknown_intent(intent: &str, known: &BTreeSet<String>) -> ApiError
         format!("Known intents are {}", known.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
     };
     Problem::new(422, "unknown-intent", "Unknown intent", detail).hint(hint).into()
+}
+
+/// What is sent breaks the schema of its route, or that cannot be told now.
+pub(crate) fn not_checked(error: NotChecked) -> ApiError {
+    match error {
+        NotChecked::Refused(refusal) => {
+            let problem = Problem::new(422, "breaks-schema", "The request breaks its schema", refusal.to_string());
+            problem.hint(format!("`cogo schema show {}` shows the schema", refusal.subject)).into()
+        }
+        NotChecked::Unavailable(_) => ApiError::unavailable(&error.into()),
+        NotChecked::Unusable { .. } | NotChecked::NoSuchVersion { .. } => ApiError::internal(&error.into()),
+    }
 }
 
 pub(crate) fn unauthorized(detail: &str) -> ApiError {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use cogo_contracts::Route;
-use cogo_service_runtime::{Frame, Service};
+use cogo_service_runtime::{Frame, Reach, Service};
 use tracing::{info, warn};
 
 use crate::{
-    Gateway, Settings,
+    Gateway, Settings, database_guard,
     gateway::{self, Parts},
 };
 
@@ -31,8 +31,10 @@ impl Service for GatewayApi {
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let parts = Parts {
             bus: frame.bus().clone(),
+            schemas: frame.schemas().clone(),
             wakeups: frame.wakeups().clone(),
             metrics: frame.metrics().clone(),
+            database: frame.dependency("database", Reach::Run, &database_guard())?,
             stop: frame.stop().soft().clone(),
             tracker: frame.tracker().clone(),
         };

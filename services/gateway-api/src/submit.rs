@@ -54,6 +54,7 @@ pub(crate) async fn submit(
         let mut message = message(&submission)?;
         message.idempotency_key = idempotency_key;
         message.headers = trace;
+        gateway.parts().schemas.stamp(&mut message).await.map_err(problems::not_checked)?;
         let id = send(&gateway, &message).await?;
         let location = [(LOCATION, format!("/tasks/{id}"))];
         Ok((StatusCode::ACCEPTED, location, Json(Accepted { id })))
@@ -73,7 +74,7 @@ fn message(submission: &Submission) -> Result<NewMessage, ApiError> {
 async fn send(gateway: &Gateway, message: &NewMessage) -> Result<Uuid, ApiError> {
     let parts = gateway.parts();
     let started = Instant::now();
-    let sent = problems::answered(parts.bus.enqueue(message)).await?;
+    let sent = gateway.database().answered(parts.bus.enqueue(message)).await?;
     if sent.duplicate {
         info!(task.id = %sent.id, "task {} was submitted before under this key", sent.id);
     } else {

@@ -121,7 +121,7 @@ pub(crate) async fn cancel(
 ) -> Result<Json<Value>, ApiError> {
     let task = gateway.task(id, &access).await?;
     let cancelled =
-        if task.status.is_terminal() { 0 } else { problems::answered(gateway.parts().bus.cancel(id)).await? };
+        if task.status.is_terminal() { 0 } else { gateway.database().answered(gateway.parts().bus.cancel(id)).await? };
     if cancelled == 0 {
         // it may have ended between the two looks
         let task = gateway.task(id, &access).await?;

@@ -20,7 +20,7 @@ use crate::{
     live::{Live, Writer},
     reply::{degrade, joined},
     search::Search,
-    settings::WritingLimits,
+    writing::Writers,
     written::{self, Cost, Outcome},
 };
 
@@ -53,10 +53,8 @@ pub struct Parts<M> {
     pub pool: PgPool,
     /// Finds passages.
     pub search: Arc<Search>,
-    /// Writes answers; without one they are verbatim lines.
-    pub model: Option<M>,
-    /// How much the model is given and may give back.
-    pub limits: WritingLimits,
+    /// Who writes answers.
+    pub writers: Arc<Writers<M>>,
     /// Where the text can be followed while it is written.
     pub live: Arc<Live>,
 }
@@ -125,13 +123,14 @@ impl<M: ChatModel> Chat<M> {
         let found = found.context("search for passages")?;
         let extract = extract(&found);
         let has_evidence = matches!(extract, Extract::Evidence { .. });
-        let mut reply = match &self.parts.model {
+        let writing = self.parts.writers.now();
+        let mut reply = match &writing.model {
             // words that say nothing about the question leave a model nothing to write from
             Some(model) if has_evidence || (found.semantic && !found.passages.is_empty()) => {
-                let outcome = written::write(model, &question, &found.passages, self.parts.limits, asked, writer).await;
-                self.written(outcome, extract, &collections, asked.assignment)
+                let outcome = written::write(model, &question, &found.passages, writing.limits, asked, writer).await;
+                written(outcome, extract, &collections, asked.assignment)
             }
-            _ => self.verbatim(extract, &collections, asked.assignment),
+            model => verbatim(extract, &collections, asked.assignment, model.is_some()),
         };
         if !found.semantic {
             degrade(&mut reply, self.parts.search.why_not_semantic());
@@ -156,47 +155,35 @@ impl<M: ChatModel> Chat<M> {
             }
         }
     }
+}
 
-    fn verbatim(&self, extract: Extract, collections: &[String], assignment: &Assignment) -> ChatReply {
-        let mut reply = extractive::reply(extract, collections);
-        if reply.mode == ChatMode::Extractive && self.parts.model.is_none() {
-            let wanted = assignment.model.as_ref().map(|model| format!(" although {model} was asked for"));
-            let wanted = wanted.unwrap_or_default();
-            degrade(&mut reply, format!("no chat model is configured{wanted}, so the answer is verbatim lines"));
+fn verbatim(extract: Extract, collections: &[String], assignment: &Assignment, has_model: bool) -> ChatReply {
+    let mut reply = extractive::reply(extract, collections);
+    if reply.mode == ChatMode::Extractive && !has_model {
+        let wanted = assignment.model.as_ref().map(|model| format!(" although {model} was asked for"));
+        let wanted = wanted.unwrap_or_default();
+        degrade(&mut reply, format!("no chat model is configured{wanted}, so the answer is verbatim lines"));
+    }
+    reply
+}
+
+/// The answer that the model wrote, or the verbatim lines instead; what was spent is told in both cases.
+fn written(outcome: Outcome, extract: Extract, collections: &[String], assignment: &Assignment) -> ChatReply {
+    let (mut reply, Cost { model, usage }) = match outcome {
+        Outcome::Answer { text, citations, degraded, cost } => {
+            let answer =
+                ChatReply { answer: text, mode: ChatMode::Llm, citations, degraded, model: None, usage: cost.usage };
+            (answer, cost)
         }
-        reply
-    }
-
-    /// The answer that the model wrote, or the verbatim lines instead; what was spent is told in both cases.
-    fn written(
-        &self,
-        outcome: Outcome,
-        extract: Extract,
-        collections: &[String],
-        assignment: &Assignment,
-    ) -> ChatReply {
-        let (mut reply, Cost { model, usage }) = match outcome {
-            Outcome::Answer { text, citations, degraded, cost } => {
-                let answer = ChatReply {
-                    answer: text,
-                    mode: ChatMode::Llm,
-                    citations,
-                    degraded,
-                    model: None,
-                    usage: cost.usage,
-                };
-                (answer, cost)
-            }
-            Outcome::Unusable { reason, cost } => {
-                let mut reply = self.verbatim(extract, collections, assignment);
-                degrade(&mut reply, format!("the model wrote no answer that can be used ({reason})"));
-                (reply, cost)
-            }
-        };
-        reply.model = model;
-        reply.usage = usage;
-        reply
-    }
+        Outcome::Unusable { reason, cost } => {
+            let mut reply = verbatim(extract, collections, assignment, true);
+            degrade(&mut reply, format!("the model wrote no answer that can be used ({reason})"));
+            (reply, cost)
+        }
+    };
+    reply.model = model;
+    reply.usage = usage;
+    reply
 }
 
 /// The question without blanks around it and without what no text column holds.

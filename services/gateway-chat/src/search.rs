@@ -7,8 +7,11 @@ use std::{
 
 use cogo_model_client::Settings as ModelSettings;
 use cogo_rag_core::{Embedder, HashEmbedder, Searcher, embedder_of};
+use cogo_service_runtime::Dependency;
 use sqlx::PgPool;
 use tracing::{info, warn};
+
+use crate::guarded::{GuardedEmbedder, guarded};
 
 /// Longest wait for the embedding model at the start and at each later try.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -16,8 +19,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Hands out the searcher.
 pub struct Search {
     pool: PgPool,
-    /// Endpoint of the vectors, if a model made them.
-    model: Option<ModelSettings>,
+    /// Endpoint of the vectors, if a model made them, and the guard around the calls to it.
+    model: Option<(ModelSettings, Dependency)>,
     current: RwLock<Current>,
 }
 
@@ -38,9 +41,9 @@ impl Search {
 
     /// Searches by words until the model of the vectors has been reached.
     #[must_use]
-    pub fn with_model(pool: PgPool, model: ModelSettings) -> Self {
+    pub fn with_model(pool: PgPool, model: ModelSettings, guard: Dependency) -> Self {
         let current = Current { searcher: Arc::new(Searcher::new(pool.clone(), None)), is_complete: false };
-        Self { pool, model: Some(model), current: RwLock::new(current) }
+        Self { pool, model: Some((model, guard)), current: RwLock::new(current) }
     }
 
     /// Whether the model of the vectors was set but not reached yet.
@@ -50,8 +53,9 @@ impl Search {
 
     /// Tries to reach the model of the vectors; answers whether the search is complete now.
     pub(crate) async fn connect(&self) -> bool {
-        let Some(model) = self.model.clone().filter(|_| self.is_waiting()) else { return true };
-        let embedder: Arc<dyn Embedder> = match tokio::time::timeout(CONNECT, embedder_of(model)).await {
+        let Some((model, guard)) = self.model.clone().filter(|_| self.is_waiting()) else { return true };
+        let reaching = guarded(&guard, embedder_of(model));
+        let embedder: Arc<dyn Embedder> = match tokio::time::timeout(CONNECT, reaching).await {
             Ok(Ok(embedder)) => Arc::from(embedder),
             Ok(Err(error)) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
@@ -64,6 +68,7 @@ impl Search {
             }
         };
         info!(embedder = embedder.identity(), "embedding model reached");
+        let embedder: Arc<dyn Embedder> = Arc::new(GuardedEmbedder { embedder, guard });
         let searcher = Arc::new(Searcher::new(self.pool.clone(), Some(embedder)));
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current { searcher, is_complete: true };
         true

@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use cogo_contracts::{Route, routes};
-use cogo_model_client::OpenAi;
-use cogo_service_runtime::{Frame, Service};
+use cogo_service_runtime::{Dependencies, Frame, Service};
+use cogo_supervision::probe::{Kind, Spec};
 use tracing::info;
 
-use crate::{Chat, Live, Parts, Search, Settings, live::router};
+use crate::{Chat, Live, Parts, Search, Settings, Writers, live::router, settings::LIVE};
 
 /// How often an embedding model is tried again that was away at the start.
 const TRY_AGAIN: Duration = Duration::from_secs(15);
@@ -27,9 +27,9 @@ impl Service for GatewayChat {
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let settings = frame.settings().clone();
-        let client = settings.model()?;
         let search = Arc::new(if settings.has_embedding_model() {
-            Search::with_model(frame.pool().clone(), client.clone())
+            let guard = settings.embedding_guard(frame.dependencies())?;
+            Search::with_model(frame.pool().clone(), settings.model()?, guard)
         } else {
             Search::without_model(frame.pool().clone())
         });
@@ -44,15 +44,29 @@ impl Service for GatewayChat {
                 }
             });
         }
-        let model = if settings.has_chat_model() { Some(OpenAi::new(client)?) } else { None };
-        match &model {
+        let asked = Arc::clone(&search);
+        frame.probe(Spec::new("embedding model", Kind::Advisory), move || {
+            std::future::ready(if asked.is_waiting() { Err("it was not reached yet".to_owned()) } else { Ok(()) })
+        });
+        let writing = settings.writing(frame.dependencies())?;
+        match &writing.model {
             Some(_) => info!(model = settings.model_chat, "answers are written by a model"),
             None => info!("no chat model configured: answers are verbatim lines"),
         }
         let live = Arc::new(Live::new(frame.bus().clone(), frame.stop().soft().clone()));
         frame.routes(router(Arc::clone(&live)));
-        let limits = settings.writing_limits();
-        frame.worker(Chat::new(Parts { pool: frame.pool().clone(), search, model, limits, live }));
+        let writers = Arc::new(Writers::new(writing));
+        let (known, made, current) =
+            (Dependencies::clone(frame.dependencies()), frame.dependencies().clone(), Arc::clone(&writers));
+        frame.reconfigurable(
+            LIVE,
+            move |settings| settings.writing(&known).map(drop).map_err(|error| format!("{error:#}")),
+            move |settings| {
+                let changed = settings.writing(&made).map(|writing| current.replace(writing));
+                std::future::ready(changed.map_err(|error| format!("{error:#}")))
+            },
+        );
+        frame.worker(Chat::new(Parts { pool: frame.pool().clone(), search, writers, live }));
         Ok(())
     }
 }

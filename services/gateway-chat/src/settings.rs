@@ -3,12 +3,29 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use cogo_model_client::{OutputCapField, Prices, Secret as ModelKey, Settings as ModelSettings};
-use cogo_service_runtime::Secret;
+use cogo_model_client::{OpenAi, OutputCapField, Prices, Secret as ModelKey, Settings as ModelSettings};
+use cogo_service_runtime::{Dependencies, Dependency, DependencySettings, Reach, Secret};
+use cogo_supervision::{breaker::Settings as BreakerSettings, bulkhead::Settings as BulkheadSettings};
 use serde::{Deserialize, Serialize};
+
+use crate::writing::{Guarded, Writing};
 
 /// Dollars per million tokens times this are billionths of a dollar per token.
 const NANO_USD_PER_TOKEN: f64 = 1_000.0;
+
+/// Settings that can be changed while the process runs; the endpoint and its key are those of the start.
+pub(crate) const LIVE: &[&str] = &[
+    "model_chat",
+    "model_input_usd_per_million",
+    "model_output_usd_per_million",
+    "model_max_output_tokens",
+    "model_output_cap_field",
+    "model_header_timeout_ms",
+    "model_idle_timeout_ms",
+    "model_timeout_ms",
+    "chat_passages",
+    "chat_passage_chars",
+];
 
 /// Settings of gateway-chat.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -85,6 +102,39 @@ impl Settings {
             passages: self.chat_passages,
             passage_chars: self.chat_passage_chars,
         }
+    }
+
+    /// Who writes answers by these settings.
+    ///
+    /// # Errors
+    /// When a setting cannot be used; the text names it.
+    pub(crate) fn writing(&self, dependencies: &Dependencies) -> anyhow::Result<Writing<OpenAi>> {
+        let limits = self.writing_limits();
+        let client = self.model()?;
+        if !self.has_chat_model() {
+            return Ok(Writing { model: None, limits });
+        }
+        let name = format!("chat model {} at {}", self.model_chat, client.origin());
+        let guard = dependencies.dependency(&name, Reach::Fleet, &self.guard())?;
+        Ok(Writing { model: Some(Guarded { model: OpenAi::new(client)?, guard }), limits })
+    }
+
+    /// The guard around the model of the vectors.
+    ///
+    /// # Errors
+    /// When a setting cannot be used.
+    pub(crate) fn embedding_guard(&self, dependencies: &Dependencies) -> anyhow::Result<Dependency> {
+        let name = format!("embedding model {} at {}", self.model_embedding, self.model()?.origin());
+        Ok(dependencies.dependency(&name, Reach::Fleet, &self.guard())?)
+    }
+
+    /// A model may take its time to write; it is slow when it takes nearly as long as it may.
+    fn guard(&self) -> DependencySettings {
+        let longest = Duration::from_millis(self.model_timeout_ms);
+        let breaker = BreakerSettings { slow_call: longest.mul_f64(0.9), ..BreakerSettings::default() };
+        let bulkhead = BulkheadSettings { concurrent: 64, ..BulkheadSettings::default() };
+        // the client ends a call by its own limits, and knows what it cost until then
+        DependencySettings { breaker, bulkhead, longest: longest + Duration::from_secs(5) }
     }
 
     /// Whether a model writes answers.

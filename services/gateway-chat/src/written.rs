@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use cogo_contracts::{Assignment, Budget, Citation, Usage};
-use cogo_model_client::{ChatEvent, ChatModel, ChatRequest, Completion, Error, FinishReason, Limits};
+use cogo_model_client::{ChatEvent, ChatModel, ChatRequest, Completion, Error, FinishReason, Limits, Phase};
 use cogo_rag_core::Passage;
 use tokio::time::Instant;
 
-use crate::{chat::Asked, live::Writer, markers, prompt, reply::citation_of_passage, settings::WritingLimits};
+use crate::{
+    chat::Asked, live::Writer, markers, prompt, reply::citation_of_passage, settings::WritingLimits, writing::Guarded,
+};
 
 /// Kept back from the time to live for falling back and recording the result: a tenth of it, within these bounds.
 const RESERVE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -38,7 +40,7 @@ pub(crate) struct Cost {
 
 /// Lets the model write an answer within the limits of the assignment.
 pub(crate) async fn write<M: ChatModel>(
-    model: &M,
+    model: &Guarded<M>,
     question: &str,
     passages: &[Passage],
     limits: WritingLimits,
@@ -59,10 +61,24 @@ pub(crate) async fn write<M: ChatModel>(
         cancellation: asked.token.clone(),
         ..ChatRequest::new(prompt::messages(question, passages))
     };
-    match stream(model, request, writer).await {
+    // ends by itself at the deadline of the request, so that what came until then is booked
+    let call = stream(&model.model, request, writer);
+    match model.guard.call(asked.tenant, None, call, |(error, _)| tells_against(error, deadline)).await {
         Ok(completion) => judge(&completion, passages, asked.assignment),
-        Err((error, cost)) => unusable(&in_words(&error), cost),
+        Err(unanswered) => match unanswered.failure() {
+            Ok((error, cost)) => unusable(&in_words(&error), cost),
+            Err(not_asked) => unusable(&in_words(&not_asked), Cost::default()),
+        },
     }
+}
+
+/// A model that says nothing for as long as this is not well, even if its caller had no more time.
+const LONG_SILENCE: Duration = Duration::from_secs(10);
+
+fn tells_against(error: &Error, deadline: Option<Duration>) -> bool {
+    let was_patient =
+        matches!(error, Error::Timeout(Phase::Deadline)) && deadline.is_some_and(|time| time >= LONG_SILENCE);
+    was_patient || error.tells_against_provider()
 }
 
 /// How long the model may take; none if too little is left for it to be of use.
@@ -133,9 +149,9 @@ fn unusable(reason: &str, cost: Cost) -> Outcome {
 }
 
 /// The error with its causes, on one line.
-fn in_words(error: &Error) -> String {
+fn in_words(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(source) = cause {
         words = format!("{words}: {source}");
         cause = source.source();

@@ -10,13 +10,14 @@ use axum::{
 use cogo_bus_core::{Event, FailureGroup, RecentMessage};
 use cogo_contracts::Problem;
 use cogo_registry_core::Agent;
-use cogo_service_runtime::ApiError;
+use cogo_service_runtime::{ApiError, Dependencies};
 use cogo_telemetry::Exposition;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    agents::Agents,
     live::{self, Live},
     page, scrape,
     snapshot::{self, SummaryView, WINDOW, database},
@@ -32,6 +33,7 @@ pub struct Console {
     pub(crate) pool: PgPool,
     pub(crate) exposition: Exposition,
     pub(crate) live: Live,
+    pub(crate) agents: Option<Agents>,
 }
 
 impl Console {
@@ -39,7 +41,16 @@ impl Console {
     #[must_use]
     pub fn new(pool: PgPool, exposition: Exposition, stop: CancellationToken) -> Self {
         let live = Live::new(pool.clone(), stop);
-        Self { pool, exposition, live }
+        Self { pool, exposition, live, agents: None }
+    }
+
+    /// Asks each agent for its own figures at every scrape, under guards of this process.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built.
+    pub fn asking_agents(mut self, dependencies: Dependencies) -> anyhow::Result<Self> {
+        self.agents = Some(Agents::new(dependencies)?);
+        Ok(self)
     }
 
     /// Reads for the live stream while someone watches; to be spawned once.

@@ -1,7 +1,9 @@
 //! What the fleet does, for people and for Prometheus: figures, lists, a live stream and one page. Reads only.
 //!
-//! Every figure comes from Postgres at the moment of asking, so it survives restarts and equals the rows.
+//! Every figure of the bus comes from Postgres at the moment of asking, so it survives restarts and equals the rows;
+//! those of single agents come from their beats and from what they tell at that moment.
 
+mod agents;
 mod api;
 mod live;
 mod page;

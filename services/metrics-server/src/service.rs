@@ -32,6 +32,7 @@ impl Service for MetricsServer {
 
     async fn start(frame: &mut Frame<ServiceSettings>) -> anyhow::Result<()> {
         let console = Console::new(frame.pool().clone(), frame.exposition().clone(), frame.stop().soft().clone());
+        let console = console.asking_agents(frame.dependencies().clone())?;
         frame.tracker().spawn(console.sample_while_watched());
         frame.serves_metrics();
         frame.routes(router(console));

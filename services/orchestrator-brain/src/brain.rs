@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::Context;
 use cogo_contracts::DecideRequest;
+use cogo_registry_core::View;
 use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ pub enum DecideError {
 pub struct Brain {
     pool: PgPool,
     policy: Policy,
+    view: Option<View>,
     snapshot: RwLock<Arc<Snapshot>>,
 }
 
@@ -33,7 +35,14 @@ impl Brain {
     /// A brain that knows nothing yet; it looks at the first [`Brain::refresh`], or at the first request.
     #[must_use]
     pub fn new(pool: PgPool, policy: Policy) -> Self {
-        Self { pool, policy, snapshot: RwLock::default() }
+        Self { pool, policy, view: None, snapshot: RwLock::default() }
+    }
+
+    /// Looks for living agents in this copy of the registry, and in the database only while the copy is too old.
+    #[must_use]
+    pub fn looking_at(mut self, view: View) -> Self {
+        self.view = Some(view);
+        self
     }
 
     /// The pool.
@@ -59,7 +68,7 @@ impl Brain {
     /// # Errors
     /// When the database does not answer; the old snapshot stays.
     pub async fn refresh(&self) -> anyhow::Result<()> {
-        let fresh = store::load_snapshot(&self.pool).await.context("load a snapshot")?;
+        let fresh = store::load_snapshot(&self.pool, self.view.as_ref()).await.context("load a snapshot")?;
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Service for OrchestratorBrain {
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let policy = Policy::new(frame.settings()).context("read the policy")?;
         let half_life = policy.half_life();
-        let brain = Arc::new(Brain::new(frame.pool().clone(), policy));
+        let brain = Arc::new(Brain::new(frame.pool().clone(), policy).looking_at(frame.follow_registry()));
         frame.routes(http::routes(Arc::clone(&brain), frame.bus().clone()));
         frame.worker(Decider::new(Arc::clone(&brain)));
         let period = Duration::from_millis(frame.settings().observe_ms);

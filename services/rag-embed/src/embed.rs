@@ -1,13 +1,17 @@
 //! The handler of rag/embed.
 
+use std::convert::Infallible;
+
 use anyhow::Context;
 use cogo_contracts::{EmbedReply, EmbedRequest, Route, Usage, routes};
 use cogo_model_client::Settings as ModelSettings;
 use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_files, embed_pending, embedder_of, index_files};
-use cogo_service_runtime::{AllowedRoots, Claim, Handler, HandlerError};
+use cogo_service_runtime::{AllowedRoots, Claim, Dependency, Handler, HandlerError, Unanswered};
 use sqlx::PgPool;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
+
+use crate::guarded::{GuardedEmbedder, guarded};
 
 /// Chunks that get their vectors in one go; between two goes the claim's token is heeded.
 const CHUNKS_PER_GO: u32 = 256;
@@ -22,12 +26,14 @@ pub struct Embed {
     pub embedder: OnceCell<Box<dyn Embedder>>,
     /// Which embedder.
     pub model: ModelSettings,
+    /// Keeps calls away from it while it fails.
+    pub guard: Dependency,
 }
 
 impl Embed {
     async fn embedder(&self) -> Result<&dyn Embedder, HandlerError> {
         let reach = async || {
-            let embedder = embedder_of(self.model.clone()).await?;
+            let embedder = guarded(&self.guard, embedder_of(self.model.clone())).await?;
             if embedder.degraded() {
                 warn!(
                     embedder = embedder.identity(),
@@ -36,7 +42,8 @@ impl Embed {
             } else {
                 info!(embedder = embedder.identity(), "embedding model reached");
             }
-            Ok(embedder)
+            let guarded: Box<dyn Embedder> = Box::new(GuardedEmbedder { embedder, guard: self.guard.clone() });
+            Ok(guarded)
         };
         let embedder = self.embedder.get_or_try_init(reach).await.map_err(|error: EmbedError| failure(error.into()))?;
         Ok(&**embedder)
@@ -92,6 +99,10 @@ impl Handler for Embed {
 fn failure(error: Error) -> HandlerError {
     match error {
         Error::Embed(EmbedError::Refused(_) | EmbedError::Shape { .. }) => HandlerError::reject(error),
+        Error::Embed(EmbedError::Unavailable(source)) => {
+            let after = source.downcast_ref::<Unanswered<Infallible>>().and_then(Unanswered::retry_after);
+            HandlerError::Retry { after, source: Error::Embed(EmbedError::Unavailable(source)).into() }
+        }
         other => HandlerError::retry(other),
     }
 }

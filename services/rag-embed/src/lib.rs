@@ -1,10 +1,12 @@
 //! Reads files, chunks them, indexes them at once and gives them vectors afterwards.
 
 mod embed;
+mod guarded;
 
 use cogo_contracts::{Route, routes};
 use cogo_model_client::{Secret as ModelSecret, Settings as ModelSettings};
-use cogo_service_runtime::{Frame, Secret, Service};
+use cogo_service_runtime::{DependencySettings, Frame, Reach, Secret, Service};
+use cogo_supervision::breaker::Settings as BreakerSettings;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
@@ -48,11 +50,20 @@ impl Service for RagEmbed {
     type Settings = Settings;
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
+        let model = frame.settings().model();
+        // vectors without a model are made in this process
+        let reach = if model.is_configured() { Reach::Fleet } else { Reach::Run };
+        let name = format!("embedding model {} at {}", model.embedding_model, model.origin());
+        // a batch of texts takes a local model a while, and is slow only when it takes nearly as long as it may
+        let breaker = BreakerSettings { slow_call: model.total_timeout.mul_f64(0.9), ..BreakerSettings::default() };
+        let longest = model.total_timeout.saturating_mul(4);
+        let guard = DependencySettings { breaker, longest, ..DependencySettings::default() };
         let handler = Embed {
             pool: frame.pool().clone(),
             allowed_roots: frame.allowed_roots()?,
             embedder: OnceCell::new(),
-            model: frame.settings().model(),
+            guard: frame.dependency(&name, reach, &guard)?,
+            model,
         };
         frame.worker(handler);
         Ok(())

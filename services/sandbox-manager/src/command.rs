@@ -4,7 +4,10 @@ use std::{io, process::Stdio, time::Duration};
 
 use anyhow::Context;
 use cogo_contracts::{SandboxEvent, SandboxRequest};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process_group},
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -17,6 +20,9 @@ use tracing::debug;
 
 use crate::{protocol::OUTPUT_CAP, text::Decoder};
 
+/// How the reason of a command begins that could not be started by no fault of its own: the machine has no room, no
+/// memory, no processes left. A worker with such ends is given a rest.
+pub(crate) const MACHINE_FAULT: &str = "This machine cannot start commands";
 /// Bytes per read and so per event.
 const CHUNK: usize = 16 * 1024;
 /// A process that left the group may hold the pipes open for ever; what it writes later than this is not waited for.
@@ -33,7 +39,8 @@ pub(crate) async fn run(
 ) {
     let end = match start(&request, path) {
         Ok(running) => attend(running, request, &stop, &events).await,
-        Err(error) => SandboxEvent::Failed { reason: format!("{error:#}") },
+        Err(NotStarted::Command(error)) => SandboxEvent::Failed { reason: format!("{error:#}") },
+        Err(NotStarted::Machine(error)) => SandboxEvent::Failed { reason: format!("{MACHINE_FAULT}: {error:#}") },
     };
     tell(&events, end).await;
 }
@@ -45,9 +52,32 @@ struct Running {
     directory: TempDir,
 }
 
-fn start(request: &SandboxRequest, path: &str) -> anyhow::Result<Running> {
-    let (program, arguments) = request.command.split_first().context("The command is empty")?;
-    let directory = tempfile::Builder::new().prefix("cogo-sandbox-").tempdir().context("create a working directory")?;
+/// Whose fault it is that a command was not started.
+enum NotStarted {
+    /// Its own: there is no such program, or it may not be run.
+    Command(anyhow::Error),
+    /// That of the machine; any other command would have met it too.
+    Machine(anyhow::Error),
+}
+
+impl NotStarted {
+    fn of(error: io::Error, program: &str) -> Self {
+        let number = Errno::from_io_error(&error);
+        let error = anyhow::Error::from(error).context(format!("start {program:?}"));
+        match number {
+            Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::NOSPC | Errno::DQUOT) => {
+                Self::Machine(error)
+            }
+            _ => Self::Command(error),
+        }
+    }
+}
+
+fn start(request: &SandboxRequest, path: &str) -> Result<Running, NotStarted> {
+    let named = request.command.split_first().context("The command is empty");
+    let (program, arguments) = named.map_err(NotStarted::Command)?;
+    let directory = tempfile::Builder::new().prefix("cogo-sandbox-").tempdir().context("create a working directory");
+    let directory = directory.map_err(NotStarted::Machine)?;
     let child = Command::new(program)
         .args(arguments)
         .env_clear()
@@ -59,7 +89,7 @@ fn start(request: &SandboxRequest, path: &str) -> anyhow::Result<Running> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("start {program:?}"))?;
+        .map_err(|error| NotStarted::of(error, program))?;
     let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     Ok(Running { group, child, directory })
 }

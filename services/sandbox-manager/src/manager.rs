@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::ensure;
 use cogo_contracts::{Isolation, SandboxEvent, SandboxReply, SandboxRequest};
+use cogo_service_runtime::Dependencies;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -14,10 +15,11 @@ use uuid::Uuid;
 
 use crate::{
     Settings,
+    command::MACHINE_FAULT,
     job::{Jobs, Output},
     protocol::{ToManager, ToWorker},
     worker,
-    workers::{Kind, Membership, Workers},
+    workers::{Kind, Membership, NoSlot, Verdict, Workers},
 };
 
 const LIMIT_MS: std::ops::RangeInclusive<u64> = 1..=600_000;
@@ -44,6 +46,12 @@ pub enum Refusal {
          /sandbox/worker, or set COGO_SANDBOX_MANAGER_ALLOW_LOCAL=true to run commands as this user"
     )]
     NobodyConnected,
+    /// Every worker that has a slot failed too often in a row; unlike the others, this passes.
+    #[error("Every free sandbox worker failed too often and rests for another {} ms", retry_after.as_millis())]
+    Resting {
+        /// Until one of them may be tried.
+        retry_after: Duration,
+    },
 }
 
 /// The control plane: workers on one side, jobs on the other.
@@ -60,10 +68,15 @@ impl Manager {
     ///
     /// # Errors
     /// When the worker token is empty: everybody would know it.
-    pub fn new(settings: Settings, stop: CancellationToken, tracker: TaskTracker) -> anyhow::Result<Self> {
+    pub fn new(
+        settings: Settings,
+        dependencies: Dependencies,
+        stop: CancellationToken,
+        tracker: TaskTracker,
+    ) -> anyhow::Result<Self> {
         let empty_token = settings.worker_token.as_ref().is_some_and(|token| token.reveal().is_empty());
         ensure!(!empty_token, "worker_token is empty; leave it out to let in callers on this machine only");
-        let workers = Arc::new(Workers::default());
+        let workers = Arc::new(Workers::new(dependencies));
         if settings.allow_local {
             let (frames, from_manager) = mpsc::unbounded_channel();
             // joined before the first job can come
@@ -93,16 +106,28 @@ impl Manager {
         &self.tracker
     }
 
+    /// Whether a command could be run at this moment.
+    ///
+    /// # Errors
+    /// [`Refusal::NobodyConnected`].
+    pub fn expect_worker(&self) -> Result<(), Refusal> {
+        if self.workers.reports().is_empty() { Err(Refusal::NobodyConnected) } else { Ok(()) }
+    }
+
     /// Runs a command to its one end; `message` is the key under which others look on.
     ///
-    /// Waits while all workers are busy. Dropping the future kills the command.
+    /// Waits while all workers are busy. Dropping the future kills the command. A worker that was gone, silent or unable
+    /// to start commands three times in a row rests before it is given another.
     ///
     /// # Errors
     /// When the request cannot be run here at all. A command that fails is a reply and no error.
     pub async fn run(&self, message: Uuid, request: SandboxRequest) -> Result<SandboxReply, Refusal> {
         check(&request)?;
         let listed = self.jobs.list(message);
-        let mut lease = self.workers.lease().await.map_err(|_nobody| Refusal::NobodyConnected)?;
+        let mut lease = self.workers.lease().await.map_err(|none| match none {
+            NoSlot::NobodyConnected => Refusal::NobodyConnected,
+            NoSlot::Resting { retry_after } => Refusal::Resting { retry_after },
+        })?;
         let started = Instant::now();
         let latest = started + Duration::from_millis(request.limit_ms) + REPORTS_WITHIN;
         lease.start(request);
@@ -112,11 +137,18 @@ impl Manager {
                 Ok(Some(event)) => {
                     if event.is_terminal() {
                         lease.ended();
+                        lease.judge(verdict(&event));
                     }
                     event
                 }
-                Ok(None) => failed(format!("Worker {} is gone", lease.worker_name)),
-                Err(_) => failed(format!("Worker {} did not report the end in time", lease.worker_name)),
+                Ok(None) => {
+                    lease.judge(Verdict::Failing);
+                    failed(format!("Worker {} is gone", lease.worker_name))
+                }
+                Err(_) => {
+                    lease.judge(Verdict::Failing);
+                    failed(format!("Worker {} did not report the end in time", lease.worker_name))
+                }
             };
             let Some(event) = output.keep(event) else { continue };
             listed.log().push(event.clone());
@@ -127,6 +159,14 @@ impl Manager {
         let run_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let Output { stdout, stderr, truncated } = output;
         Ok(SandboxReply { end, stdout, stderr, truncated, run_ms, isolation: Isolation::None })
+    }
+}
+
+/// A command that fails says nothing against its worker, one that the machine could not start does.
+fn verdict(end: &SandboxEvent) -> Verdict {
+    match end {
+        SandboxEvent::Failed { reason } if reason.starts_with(MACHINE_FAULT) => Verdict::Failing,
+        _ => Verdict::Well,
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, Service};
+use cogo_supervision::probe::{Kind, Spec};
 use tracing::{info, warn};
 
 use crate::{Manager, Settings, handler::RunCommand, http};
@@ -32,8 +33,13 @@ impl Service for SandboxManager {
         } else {
             info!("commands run on connected workers only (allow_local is false)");
         }
-        let manager = Arc::new(Manager::new(settings, frame.stop().hard().clone(), frame.tracker().clone())?);
+        let (dependencies, stop) = (frame.dependencies().clone(), frame.stop().hard().clone());
+        let manager = Arc::new(Manager::new(settings, dependencies, stop, frame.tracker().clone())?);
         frame.routes(http::router(Arc::clone(&manager)));
+        let asked = Arc::clone(&manager);
+        frame.probe(Spec::new("sandbox workers", Kind::Advisory), move || {
+            std::future::ready(asked.expect_worker().map_err(|refusal| refusal.to_string()))
+        });
         frame.worker(RunCommand(manager));
         Ok(())
     }

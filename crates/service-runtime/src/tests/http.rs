@@ -21,8 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     RequestBody,
+    health::Health,
     listen::Ending,
-    probes::{self, Health, Served, ServiceRoutes},
+    probes::{self, Served, ServiceRoutes},
 };
 
 const SOON: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Obedient, PATIENCE, Running, join, pace, surroundings};
-use crate::{Stop, entry::work, probes::Health, worker::Worker};
+use crate::{Stop, entry::work, health::Health, worker::Worker};
 use cogo_bus_core::{Bus, WakeUps};
 
 fn slot() -> Target {

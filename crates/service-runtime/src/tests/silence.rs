@@ -125,11 +125,13 @@ async fn worker_recovers_from_a_silent_database_and_the_message_is_done_once() {
 #[tokio::test]
 async fn hard_stop_ends_a_worker_whose_database_is_silent() {
     let (database, proxy, pool) = proxied().await;
-    let running = Running::start_on(database, pool, false, Pace { patience: PATIENCE, ..short_pace() });
+    let running = Running::start_on(database, pool, false, Pace { patience: 10 * PATIENCE, ..short_pace() });
     let hanging = running.send("hang").await;
     running.until(hanging, |task| task.status == TaskStatus::Running).await;
     proxy.silence();
-    let ended = tokio::time::timeout(Duration::from_secs(10), running.finish()).await;
+    // several polls, so that the worker waits for the answer to a claim when it is stopped
+    tokio::time::sleep(SHORT).await;
+    let ended = tokio::time::timeout(PATIENCE / 2, running.finish()).await;
     drop(ended.expect("the worker waits for its database"));
 }
 

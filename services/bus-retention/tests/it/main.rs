@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cogo_bus_core::{Bus, ClaimRequest, Completion, NewBroadcast};
 use cogo_contracts::{NewMessage, Route, Tenant};
+use cogo_registry_core::Kv;
 use serde_json::json;
 
 const ROUTE: Route = Route::constant("test", "work");
@@ -64,4 +65,43 @@ async fn expired_broadcasts_go_in_batches_and_others_stay() {
     sqlx::query("select pg_sleep(0.01)").execute(&database.pool).await.unwrap();
     assert_eq!(cogo_bus_retention::remove_broadcasts(&bus, 2).await.unwrap(), 7);
     assert_eq!(cogo_bus_retention::remove_broadcasts(&bus, 2).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn shared_values_go_once_their_time_is_over_and_no_others() {
+    let database = cogo_test_support::database().await;
+    let kv = Kv::new(database.pool.clone(), "test");
+    for number in 0..7 {
+        kv.put(&format!("short-{number}"), &json!(number), Some(Duration::from_millis(1))).await.unwrap();
+    }
+    kv.put("long", &json!(1), Some(Duration::from_secs(3_600))).await.unwrap();
+    kv.put("for ever", &json!(2), None).await.unwrap();
+    sqlx::query("select pg_sleep(0.01)").execute(&database.pool).await.unwrap();
+    assert_eq!(cogo_bus_retention::sweep_values(&kv, 3).await.unwrap(), 7);
+    assert_eq!(cogo_bus_retention::sweep_values(&kv, 3).await.unwrap(), 0);
+    assert_eq!(keys(&database.pool).await, ["for ever", "long"]);
+}
+
+async fn keys(pool: &sqlx::PgPool) -> Vec<String> {
+    sqlx::query_scalar("select key from registry.kv order by key").fetch_all(pool).await.expect("the database answers")
+}
+
+#[tokio::test]
+async fn process_sweeps_shared_values() {
+    let database = cogo_test_support::database().await;
+    let kv = Kv::new(database.pool.clone(), "test");
+    kv.put("short", &json!(1), Some(Duration::from_millis(1))).await.unwrap();
+    kv.put("long", &json!(1), None).await.unwrap();
+    let _process = tokio::process::Command::new(env!("CARGO_BIN_EXE_cogo-bus-retention"))
+        .env("DATABASE_URL", &database.url)
+        .env("COGO_PORT", "0")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let swept = async {
+        while keys(&database.pool).await != ["long"] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), swept).await.expect("the chore runs");
 }

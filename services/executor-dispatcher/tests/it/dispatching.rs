@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, events_of_task};
 use cogo_contracts::{Assignment, Budget, DispatchRequest, NewMessage, Route, Tenant, routes};
-use cogo_executor_dispatcher::{AgentSort, Dispatch, Origin, Settings, agent_of, dispatch};
+use cogo_executor_dispatcher::{AgentSort, Agents, Dispatch, Known, Origin, Settings, agent_of, dispatch};
+use cogo_registry_core::{Follower, Registry, ViewSettings};
+use cogo_service_runtime::{Dependency, DependencySettings};
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 const HOLDER: &str = "dispatcher";
@@ -139,4 +142,36 @@ async fn agent_is_named_only_where_there_is_one_sort() {
     let special = AgentSort { name: "special".to_owned(), version: "2.0.0".to_owned() };
     assert_eq!(agent_of(pool, &routes::CHAT.on_shard(7)).await.unwrap(), Some(special));
     assert_eq!(agent_of(pool, &routes::BUILD).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn agent_is_found_in_the_copy_of_the_registry_without_the_database() {
+    let database = cogo_test_support::database().await;
+    let registry = Registry::new(database.pool.clone());
+    let (follower, view) = Follower::new(&registry, ViewSettings::default());
+    let stop = CancellationToken::new();
+    let following = TaskTracker::new().spawn(follower.run(stop.clone()));
+    // it cannot be asked, so whatever is known comes from the copy
+    let absent = PgPoolOptions::new().connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap();
+    let guard = Dependency::alone("registry", &DependencySettings::default()).unwrap();
+    let agents = Agents::new(view.clone(), absent, guard);
+    assert_eq!(agents.known(&routes::CHAT), Known::Nothing, "before the first reading");
+    let version = async || -> i64 {
+        sqlx::query_scalar("select version from registry.clock").fetch_one(&database.pool).await.unwrap()
+    };
+    while agents.known(&routes::CHAT) == Known::Nothing {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(agents.known(&routes::CHAT), Known::Nobody);
+    let declares = ["route:gateway/chat/0"];
+    agent(&database.pool, "gateway-chat", 0, "1.0.0", &declares).await;
+    agent(&database.pool, "gateway-chat", 1, "1.0.0", &declares).await;
+    view.wait_for(version().await).await;
+    let one = AgentSort { name: "gateway-chat".to_owned(), version: "1.0.0".to_owned() };
+    assert_eq!(agents.known(&routes::CHAT), Known::Served(Some(one)));
+    agent(&database.pool, "gateway-chat", 2, "1.1.0", &declares).await;
+    view.wait_for(version().await).await;
+    assert_eq!(agents.known(&routes::CHAT), Known::Served(None));
+    stop.cancel();
+    following.await.unwrap();
 }

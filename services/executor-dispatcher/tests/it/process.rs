@@ -32,6 +32,24 @@ async fn settled(bus: &Bus, id: Uuid) -> Task {
     .expect("the process does its work in time")
 }
 
+/// Sends work until the process names the agent that it learned of.
+async fn named_by_the_process(bus: &Bus) {
+    let naming = async {
+        loop {
+            let work = DispatchRequest { target: routes::CHAT, payload: json!({}), assignment: Assignment::default() };
+            let id = send(bus, serde_json::to_value(work).unwrap()).await;
+            let task = settled(bus, id).await;
+            let sent = bus.message(task.steps[1].id).await.unwrap().unwrap();
+            let stamp = Assignment::of(&sent["payload"]).unwrap();
+            if stamp.agent_id.as_deref() == Some("gateway-chat") {
+                assert_eq!(stamp.version.as_deref(), Some("1.2.3"));
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, naming).await.expect("its copy of the registry is kept current");
+}
+
 #[tokio::test]
 async fn process_sends_on_refuses_and_ends_in_order() {
     let database = cogo_test_support::database().await;
@@ -43,6 +61,24 @@ async fn process_sends_on_refuses_and_ends_in_order() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
+
+    // the database would not say who serves the route: the process has to know by itself
+    sqlx::query(
+        "create or replace function public.orch_agents_of(service text, role text, shard integer)
+         returns table (name text, version text) language sql stable security definer
+         set search_path = pg_catalog, pg_temp as 'select null::text, null::text where false'",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    let chat = Uuid::now_v7();
+    sqlx::query("select registry.register($1, 'gateway', 'gateway-chat', 0, '1.2.3', array['route:gateway/chat/0'])")
+        .bind(chat)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    sqlx::query("select registry.activate($1)").bind(chat).execute(&database.pool).await.unwrap();
+    named_by_the_process(&bus).await;
 
     let payload = json!({"question": "x", "__assignment": {"model": "forged"}});
     let work = DispatchRequest { target: routes::CHAT, payload, assignment: Assignment::default() };

@@ -3,8 +3,9 @@
 use axum::body::Body;
 use cogo_bus_core::WakeUps;
 use cogo_contracts::routes;
-use cogo_gateway_api::{Gateway, Parts, Settings};
-use cogo_service_runtime::Secret;
+use cogo_gateway_api::{Gateway, Parts, Settings, database_guard};
+use cogo_registry_core::{Registry, SchemaRegistry};
+use cogo_service_runtime::{Dependency, Secret};
 use cogo_telemetry::BusMetrics;
 
 use super::support::{CHAT, door, door_with_keys, id_of, question};
@@ -94,8 +95,10 @@ async fn door_without_keys_stays_on_loopback() {
     let door = door().await;
     let parts = Parts {
         bus: door.bus.clone(),
+        schemas: SchemaRegistry::new(&Registry::new(door.bus.pool().clone())),
         wakeups: WakeUps::default(),
         metrics: BusMetrics::unread(),
+        database: Dependency::alone("database", &database_guard()).unwrap(),
         stop: door.stop.clone(),
         tracker: door.tracker.clone(),
     };

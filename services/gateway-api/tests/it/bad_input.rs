@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use axum::body::Body;
 use cogo_bus_core::{Bus, WakeUps};
 use cogo_db::PoolSettings;
-use cogo_gateway_api::{Gateway, Parts, Settings, router};
+use cogo_gateway_api::{Gateway, Parts, Settings, database_guard, router};
+use cogo_registry_core::{Registry, SchemaRegistry};
+use cogo_service_runtime::Dependency;
+use cogo_supervision::breaker::Phase;
 use cogo_telemetry::BusMetrics;
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -119,10 +122,14 @@ async fn unknown_paths_methods_and_ids_are_problems() {
 async fn absent_database_answers_503_and_never_hangs() {
     let mut settings = PoolSettings::new("postgres://nobody@127.0.0.1:1/none", "test");
     settings.acquire_timeout = Duration::from_millis(200);
+    let database = Dependency::alone("database", &database_guard()).unwrap();
+    let pool = cogo_db::connect(&settings).unwrap();
     let parts = Parts {
-        bus: Bus::new(cogo_db::connect(&settings).unwrap()),
+        bus: Bus::new(pool.clone()),
+        schemas: SchemaRegistry::new(&Registry::new(pool)),
         wakeups: WakeUps::default(),
         metrics: BusMetrics::unread(),
+        database: database.clone(),
         stop: CancellationToken::new(),
         tracker: TaskTracker::new(),
     };
@@ -135,4 +142,14 @@ async fn absent_database_answers_503_and_never_hangs() {
         assert_eq!(response.headers()["retry-after"], "2");
         assert_eq!(response.headers()["content-type"], "application/problem+json");
     }
+    // after a few more of them nobody is made to wait for it any more
+    for _ in 0..8 {
+        let request = axum::http::Request::builder().uri("/tasks/0199aa00-0000-7000-8000-000000000000");
+        let response = router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), 503);
+        if database.phase() == Phase::Open {
+            return;
+        }
+    }
+    panic!("the circuit stays closed");
 }

@@ -1,6 +1,7 @@
 //! Taking tasks in.
 
-use cogo_contracts::{DecideRequest, routes};
+use cogo_contracts::{DecideRequest, Direction, SchemaSubject, routes};
+use cogo_registry_core::{NewSchema, SchemaCatalog, SchemaDocument};
 use cogo_telemetry::Look;
 use serde_json::{Value, json};
 
@@ -92,4 +93,29 @@ async fn front_page_says_how_it_is_guarded() {
         let answer = door.get("/").await;
         assert_eq!((answer.status, &answer.json["auth"]), (200, &Value::from(expected)));
     }
+}
+
+#[tokio::test]
+async fn request_that_breaks_the_schema_of_its_route_is_refused_with_the_place() {
+    let door = door().await;
+    let short = json!({"type": "object", "properties": {"payload": {"type": "object", "properties": {
+        "question": {"type": "string", "maxLength": 20}}}}});
+    let new = NewSchema {
+        subject: SchemaSubject::new(&routes::DECIDE, Direction::Request),
+        document: SchemaDocument::parse(short).unwrap(),
+        author: "test".to_owned(),
+        note: None,
+        compatibility: None,
+    };
+    SchemaCatalog::new(door.bus.pool().clone()).register(&new).await.unwrap();
+    id_of(&door.post(&question("acme"), &[]).await);
+    let claimed = door.claim(&routes::DECIDE).await;
+    assert_eq!(claimed.headers["schema-version"], 1, "it is claimed as what it was sent as");
+    let mut body = question("acme");
+    body["payload"]["question"] = json!("a question that is longer than the schema allows");
+    let words = door.post(&body, &[]).await.problem(422, "breaks-schema");
+    assert!(words.contains("/payload/question: ") && !words.contains("longer than the schema allows"), "{words}");
+    let sent: i64 =
+        sqlx::query_scalar("select count(*) from public.agent_messages").fetch_one(door.bus.pool()).await.unwrap();
+    assert_eq!(sent, 1);
 }

@@ -10,8 +10,9 @@ use axum::{
 };
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Failure, WakeUps};
 use cogo_contracts::{NewMessage, Route};
-use cogo_gateway_api::{Gateway, Parts, Settings, router};
-use cogo_service_runtime::Secret;
+use cogo_gateway_api::{Gateway, Parts, Settings, database_guard, router};
+use cogo_registry_core::{Registry, SchemaRegistry};
+use cogo_service_runtime::{Dependency, Secret};
 use cogo_telemetry::BusMetrics;
 use cogo_test_support::TestDatabase;
 use serde_json::{Value, json};
@@ -77,8 +78,10 @@ pub(super) async fn door_without_hints(keys: &[&str]) -> WithoutHints {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
     let parts = Parts {
         bus: bus.clone(),
+        schemas: SchemaRegistry::new(&Registry::new(database.pool.clone())),
         wakeups: wakeups.clone(),
         metrics: BusMetrics::unread(),
+        database: Dependency::alone("database", &database_guard()).unwrap(),
         stop: stop.clone(),
         tracker: tracker.clone(),
     };

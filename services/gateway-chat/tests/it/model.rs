@@ -194,3 +194,30 @@ async fn model_is_not_asked_without_evidence_or_about_structure() {
     assert_eq!((abstained.mode, listed.mode), (ChatMode::Abstain, ChatMode::Graph));
     assert_eq!(model.requests().len(), 0);
 }
+
+#[tokio::test]
+async fn model_that_fails_again_and_again_is_not_asked_for_a_while() {
+    let database = indexed().await;
+    let broken = || Turn::refuse(Error::Rejected { status: 503, text: "overloaded".to_owned() });
+    let model = ScriptedModel::new((0..9).map(|_| broken()));
+    let bench = bench(&database.pool, Some(model.clone()));
+    for _ in 0..5 {
+        assert!(bench.ask(QUESTION).await.degraded.unwrap().contains("503"));
+    }
+    let spared = bench.ask(QUESTION).await;
+    assert_eq!((spared.mode, model.requests().len()), (ChatMode::Extractive, 5));
+    assert!(spared.degraded.unwrap().contains("Circuit is open"));
+    check_citations(&bench.ask(QUESTION).await, &fixture());
+}
+
+#[tokio::test]
+async fn questions_that_were_wrong_themselves_say_nothing_against_the_model() {
+    let database = indexed().await;
+    let turns = (0..6).map(|_| Turn::refuse(Error::Rejected { status: 400, text: "too long".to_owned() }));
+    let model = ScriptedModel::new(turns.chain([Turn::reply("Silent [1].")]));
+    let bench = bench(&database.pool, Some(model.clone()));
+    for _ in 0..6 {
+        bench.ask(QUESTION).await;
+    }
+    assert_eq!(bench.ask(QUESTION).await.mode, ChatMode::Llm);
+}

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use cogo_bus_core::Bus;
 use cogo_contracts::{Assignment, ChatMode, ChatRequest};
-use cogo_gateway_chat::{Chat, Live, MAX_QUESTION_CHARS, Parts, Search, Settings};
+use cogo_gateway_chat::{Chat, Guarded, Live, MAX_QUESTION_CHARS, Parts, Search, Settings, Writers, Writing};
 use cogo_model_client::{Settings as ModelSettings, scripted::ScriptedModel};
+use cogo_service_runtime::{Dependency, DependencySettings};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{asked, bench, check_citations, fixture, indexed, question};
@@ -49,10 +50,13 @@ async fn embedding_model_that_is_away_costs_the_vectors_and_not_the_answer() {
     let database = indexed().await;
     let (pool, bus) = (database.pool.clone(), Bus::new(database.pool.clone()));
     let model = ModelSettings { embedding_model: "vectors-1".to_owned(), ..ModelSettings::default() };
+    let guard = Dependency::alone("vectors", &DependencySettings::default()).unwrap();
     let parts = Parts {
-        search: Arc::new(Search::with_model(pool.clone(), model)),
-        model: None::<ScriptedModel>,
-        limits: Settings::default().writing_limits(),
+        search: Arc::new(Search::with_model(pool.clone(), model, guard)),
+        writers: Arc::new(Writers::new(Writing {
+            model: None::<Guarded<ScriptedModel>>,
+            limits: Settings::default().writing_limits(),
+        })),
         live: Arc::new(Live::new(bus, CancellationToken::new())),
         pool,
     };

@@ -11,11 +11,11 @@ use std::{
 
 use cogo_bus_core::Bus;
 use cogo_contracts::{Assignment, ChatReply, ChatRequest};
-use cogo_gateway_chat::{Asked, Chat, Live, Parts, Search, Settings, WritingLimits};
+use cogo_gateway_chat::{Asked, Chat, Guarded, Live, Parts, Search, Settings, Writers, Writing, WritingLimits};
 use cogo_kg_core::{BuildTarget, build};
 use cogo_model_client::scripted::ScriptedModel;
 use cogo_rag_core::sync;
-use cogo_service_runtime::HandlerError;
+use cogo_service_runtime::{Dependency, DependencySettings, HandlerError};
 use cogo_test_support::TestDatabase;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
@@ -58,7 +58,10 @@ pub(crate) fn bench(pool: &PgPool, model: Option<ScriptedModel>) -> Bench {
 pub(crate) fn bench_with(pool: &PgPool, model: Option<ScriptedModel>, limits: WritingLimits) -> Bench {
     let live = Arc::new(Live::new(Bus::new(pool.clone()), CancellationToken::new()));
     let search = Arc::new(Search::without_model(pool.clone()));
-    let parts = Parts { pool: pool.clone(), search, model, limits, live: Arc::clone(&live) };
+    let guard = Dependency::alone("scripted", &DependencySettings::default()).unwrap();
+    let model = model.map(|model| Guarded { model, guard });
+    let writers = Arc::new(Writers::new(Writing { model, limits }));
+    let parts = Parts { pool: pool.clone(), search, writers, live: Arc::clone(&live) };
     Bench { chat: Chat::new(parts), live }
 }
 

@@ -1,5 +1,15 @@
 //! `/metrics` as Prometheus reads it.
 
+use std::time::Duration;
+
+use axum::{Router, routing};
+use cogo_contracts::routes;
+use cogo_metrics_server::{Console, router};
+use cogo_registry_core::{Registration, Registry, detect_location};
+use cogo_service_runtime::Dependencies;
+use cogo_telemetry::{Look, Outcome, Settings, assemble};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
 use crate::it::seeded::{get, seed, server};
 
 #[tokio::test]
@@ -46,4 +56,51 @@ async fn a_scrape_without_a_database_shows_the_process_and_says_so() {
     assert!(answer.text().contains("\ncogo_bus_reachable 0\n"));
     assert!(answer.text().contains("target_info"));
     assert!(!answer.text().contains("cogo_bus_messages"), "no zeros are invented");
+}
+
+#[tokio::test]
+async fn each_agent_is_shown_by_itself_with_what_it_tells() {
+    let database = cogo_test_support::database().await;
+    seed(&database.pool).await;
+    // an agent that tells its figures, one at whose address another one answers, one that is not there
+    let (_dispatch, telemetry) =
+        assemble(&Settings::new("cogo-rag-embed", "0.0.0", "rag-embed/7#first"), std::io::sink, Look::Json).unwrap();
+    let metrics = telemetry.bus_metrics();
+    metrics.received(&routes::EMBED, 5, Duration::from_millis(1));
+    metrics.processed(&routes::EMBED, Outcome::Done, Duration::from_millis(250));
+    let exposition = telemetry.exposition();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let told = Router::new().route("/metrics", routing::get(move || std::future::ready(exposition.prometheus_text())));
+    let answering = TaskTracker::new().spawn(async move { axum::serve(listener, told).await });
+    let registry = Registry::new(database.pool.clone());
+    let agents = [("rag-embed", 7, url.as_str()), ("rag-embed", 8, &url), ("kg-builder", 7, "http://127.0.0.1:9")];
+    for (name, slot, url) in agents {
+        let version = semver::Version::new(0, 1, 0);
+        let registration = Registration::new("rag", name, slot, version, detect_location(|_| None)).unwrap();
+        let registration = registration.capability("route:rag/embed/0").unwrap().endpoint("http", url);
+        registry.register(&registration).await.unwrap();
+    }
+    let console = Console::new(database.pool.clone(), super::seeded::exposition(), CancellationToken::new());
+    let server = router(console.asking_agents(Dependencies::alone()).unwrap());
+    let answer = get(&server, "/metrics").await;
+    let text = answer.text();
+    for line in [
+        r#"cogo_agent_up{agent="rag-embed/7"} 1"#,
+        r#"cogo_agent_up{agent="rag-embed/8"} 0"#,
+        r#"cogo_agent_up{agent="kg-builder/7"} 0"#,
+        r#"cogo_agent_messages_total{agent="rag-embed/7"} 5"#,
+        r#"cogo_agent_attempts_total{agent="rag-embed/7"} 1"#,
+        r#"cogo_agent_worked_seconds_total{agent="rag-embed/7"} 0.25"#,
+        r#"cogo_agent_queue_depth{agent="rag-embed/7",route="rag/embed/0"} 6"#,
+        r#"cogo_agent_in_flight{agent="kg-builder/7"} 0"#,
+        "# TYPE cogo_agent_messages_total counter",
+    ] {
+        assert!(text.lines().any(|found| found == line), "missing {line}\nin {text}");
+    }
+    for family in ["cogo_agent_cpu_seconds_total", "cogo_agent_network_received_bytes_total"] {
+        assert!(text.contains(&format!("{family}{{agent=\"rag-embed/7\"}} ")), "{family} in {text}");
+    }
+    assert!(!text.contains(r#"cogo_agent_messages_total{agent="rag-embed/8"}"#), "another agent's figures");
+    answering.abort();
 }

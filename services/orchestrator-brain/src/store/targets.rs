@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use cogo_contracts::Route;
+use cogo_registry_core::{Query, Stale, View};
 use sqlx::PgPool;
 
 use crate::{
@@ -18,6 +19,7 @@ struct TargetRow {
     service: String,
     role: String,
     shard: i32,
+    agent: Option<String>,
     model: Option<String>,
     slo_ms: f64,
     ttl_ms: i64,
@@ -61,13 +63,45 @@ impl TryFrom<TargetRow> for Target {
     }
 }
 
-/// All enabled targets with what was learned of them and whether an active agent serves them.
-pub(crate) async fn load_snapshot(pool: &PgPool) -> anyhow::Result<Snapshot> {
+/// Whether an active agent declares the route, or is the one that the target names; an error if the copy of the registry
+/// is too old to tell.
+fn lives(view: &View, route: &Route, agent: Option<&str>) -> Result<bool, Stale> {
+    let any = |query: Query| Ok(!view.discover(&query.limit(1))?.value.is_empty());
+    Ok(any(Query::capability(&format!("route:{route}")))?
+        || agent.is_some_and(|name| any(Query::name(name)) == Ok(true)))
+}
+
+/// All enabled targets with what was learned of them and whether an active agent serves them: out of the copy of the
+/// registry if there is one that can tell, else out of the database.
+pub(crate) async fn load_snapshot(pool: &PgPool, view: Option<&View>) -> anyhow::Result<Snapshot> {
+    if let Some(view) = view.filter(|view| view.look(|_| ()).is_ok()) {
+        let mut rows = read_targets(pool, AskRegistry::No).await?;
+        let asked: Result<(), Stale> = rows.iter_mut().try_for_each(|(target, agent)| {
+            target.live = lives(view, &target.route, agent.as_deref())?;
+            Ok(())
+        });
+        if asked.is_ok() {
+            return Ok(Snapshot { targets: rows.into_iter().map(|(target, _)| target).collect() });
+        }
+    }
+    let rows = read_targets(pool, AskRegistry::Yes).await?;
+    Ok(Snapshot { targets: rows.into_iter().map(|(target, _)| target).collect() })
+}
+
+/// Whether the database shall say who lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AskRegistry {
+    Yes,
+    No,
+}
+
+/// All enabled targets, each with the agent that it names.
+async fn read_targets(pool: &PgPool, ask: AskRegistry) -> anyhow::Result<Vec<(Target, Option<String>)>> {
     let rows: Vec<TargetRow> = sqlx::query_as(
-        "select t.target_id, t.intent, t.tenant, t.service, t.role, t.shard, t.model,
+        "select t.target_id, t.intent, t.tenant, t.service, t.role, t.shard, t.agent, t.model,
                 t.slo_ms::double precision as slo_ms, t.ttl_ms, t.max_cost_usd, t.max_tokens,
                 t.price_usd_per_1k_tokens, t.cost_prior_usd, t.uses_knowledge,
-                exists (select from public.orch_agents_of(t.service, t.role, t.shard)) as live,
+                $1 and exists (select from public.orch_agents_of(t.service, t.role, t.shard)) as live,
                 clock_timestamp() as seen_at,
                 coalesce(s.decisions, 0) as decisions, coalesce(s.done, 0) as done, coalesce(s.failed, 0) as failed,
                 coalesce(s.retried, 0) as retried, coalesce(s.usage_count, 0) as usage_count,
@@ -79,10 +113,15 @@ pub(crate) async fn load_snapshot(pool: &PgPool) -> anyhow::Result<Snapshot> {
           where t.enabled
           order by t.target_id",
     )
+    .bind(ask == AskRegistry::Yes)
     .fetch_all(pool)
     .await?;
-    let targets: anyhow::Result<Vec<Target>> = rows.into_iter().map(Target::try_from).collect();
-    Ok(Snapshot { targets: targets? })
+    rows.into_iter()
+        .map(|mut row| {
+            let agent = row.agent.take();
+            Ok((Target::try_from(row)?, agent))
+        })
+        .collect()
 }
 
 /// Intents that some enabled target serves, sorted; what the front door lets in.

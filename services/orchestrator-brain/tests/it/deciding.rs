@@ -2,8 +2,12 @@
 
 use cogo_bus_core::{Bus, Completion, events_of_task};
 use cogo_contracts::{DispatchRequest, MessageStatus, routes};
-use cogo_orchestrator_brain::{DecideError, Provenance, Refusal, Weights, decision_of, known_intents, replay};
+use cogo_orchestrator_brain::{
+    Brain, DecideError, Policy, Provenance, Refusal, Settings, Weights, decision_of, known_intents, replay,
+};
+use cogo_registry_core::{Follower, Registry, ViewSettings};
 use serde_json::json;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::it::support::{ask, request, world};
 
@@ -190,4 +194,37 @@ async fn coverage_is_that_of_the_tenant_and_the_collection() {
     }
     let index = world.brain.decide("acme", &request("index", json!({}))).await.unwrap();
     assert_eq!(index.pick().candidate.scores.kg, 0.5);
+}
+
+#[tokio::test]
+async fn living_agents_are_known_from_the_copy_of_the_registry() {
+    let world = world().await;
+    let registry = Registry::new(world.database.pool.clone());
+    let (follower, view) = Follower::new(&registry, ViewSettings::default());
+    let stop = CancellationToken::new();
+    let following = TaskTracker::new().spawn(follower.run(stop.clone()));
+    let policy = Policy::new(&Settings::default()).unwrap();
+    let brain = Brain::new(world.database.pool.clone(), policy).looking_at(view.clone());
+    // the database would say that nobody lives
+    sqlx::query(
+        "create or replace function public.orch_agents_of(service text, role text, shard integer)
+         returns table (name text, version text) language sql stable security definer
+         set search_path = pg_catalog, pg_temp as 'select null::text, null::text where false'",
+    )
+    .execute(&world.database.pool)
+    .await
+    .unwrap();
+    let living = async || {
+        let version: i64 =
+            sqlx::query_scalar("select version from registry.clock").fetch_one(&world.database.pool).await.unwrap();
+        view.wait_for(version).await;
+        brain.refresh().await.unwrap();
+        brain.snapshot().candidates("acme", "ask").map(|target| target.live).collect::<Vec<_>>()
+    };
+    assert_eq!(living().await, [false]);
+    // by the name that the target gives, without declaring the route
+    world.agent("gateway-chat", &[]).await;
+    assert_eq!(living().await, [true]);
+    stop.cancel();
+    following.await.unwrap();
 }

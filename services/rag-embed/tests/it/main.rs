@@ -2,12 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where its set-up fails")]
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use cogo_bus_core::Bus;
 use cogo_contracts::{EmbedReply, EmbedRequest, NewMessage, Task, TaskStatus, Tenant, routes};
 use cogo_rag_core::collections;
-use tokio::process::{Child, Command};
+use tokio::{
+    net::TcpListener,
+    process::{Child, Command},
+    task::JoinSet,
+};
 use uuid::Uuid;
 
 /// Far longer than anything here takes, so that only a hang runs into it.
@@ -132,4 +144,68 @@ async fn files_are_searchable_while_the_model_is_away() {
     let indexed = collections(&database.pool, TENANT).await.unwrap();
     assert_eq!((indexed[0].chunks, indexed[0].embedded), (1, 0));
     drop(process);
+}
+
+#[tokio::test]
+async fn model_that_fails_again_and_again_is_not_called_for_the_next_message() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().canonicalize().unwrap();
+    fs::write(root.join("a.rs"), "fn lonely() {}\n").unwrap();
+    // it takes every call and hangs up
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    let mut provider = JoinSet::new();
+    provider.spawn(async move {
+        loop {
+            drop(listener.accept().await.unwrap());
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let process = Command::new(env!("CARGO_BIN_EXE_cogo-rag-embed"))
+        .env("DATABASE_URL", &database.url)
+        .env("COGO_PORT", "0")
+        .env("COGO_ALLOWED_ROOTS", &root)
+        .env("COGO_MODEL_BASE_URL", format!("http://{address}/v1"))
+        .env("COGO_MODEL_EMBEDDING", "some-model")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    for _ in 0..6 {
+        send(&bus, &root, &["a.rs"]).await;
+    }
+    let opened: (String, String) = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let event = "select kind, detail ->> 'breaker' from public.bus_events where kind = 'breaker_opened'";
+            if let Some(event) = sqlx::query_as(event).fetch_optional(&database.pool).await.unwrap() {
+                return event;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the circuit opens, and it is told");
+    assert_eq!(opened.1, format!("embedding model some-model at http://{address}"));
+    let before = calls.load(Ordering::SeqCst);
+    let id = send(&bus, &root, &["a.rs"]).await;
+    let step = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let step = bus.task(id).await.unwrap().unwrap().steps.remove(0);
+            if step.error.is_some() {
+                return step;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the attempt ends");
+    assert!(step.error.unwrap().contains("Circuit is open"), "it was not called for this one");
+    assert!(step.retry_at.is_some() || step.attempts > 1, "it is tried again");
+    // one trial may have been let through meanwhile, with its repeats
+    assert!(calls.load(Ordering::SeqCst) - before <= 3, "{before} {calls:?}");
+    drop(process);
+    provider.abort_all();
 }

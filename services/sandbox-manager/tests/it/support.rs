@@ -10,6 +10,7 @@ use axum::{
 };
 use cogo_contracts::{Isolation, SandboxEvent, SandboxReply, SandboxRequest};
 use cogo_sandbox_manager::{Manager, Refusal, Settings, router};
+use cogo_service_runtime::Dependencies;
 use futures_util::{StreamExt, stream::BoxStream};
 use serde_json::Value;
 use tokio::{net::TcpListener, time::Instant};
@@ -32,7 +33,7 @@ pub(super) fn local() -> House {
 
 pub(super) fn house(settings: Settings) -> House {
     let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-    let manager = Arc::new(Manager::new(settings, stop.clone(), tracker.clone()).unwrap());
+    let manager = Arc::new(Manager::new(settings, Dependencies::alone(), stop.clone(), tracker.clone()).unwrap());
     House { manager, stop, tracker }
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use cogo_contracts::SandboxEvent;
-use cogo_sandbox_manager::{Settings, ToManager, ToWorker, worker};
+use cogo_sandbox_manager::{Refusal, Settings, ToManager, ToWorker, worker};
 use cogo_service_runtime::Secret;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
@@ -144,6 +144,40 @@ async fn vanished_worker_ends_its_job_once_as_failed() {
     assert!(reason.contains("Worker ext is gone"), "{reason}");
     assert!(matches!(events.as_slice(), [SandboxEvent::Started, SandboxEvent::Failed { .. }]), "{events:?}");
     assert_eq!(house.json("/sandbox").await["workers"], json!([]));
+}
+
+#[tokio::test]
+async fn worker_that_fails_again_and_again_rests_even_if_it_comes_back() {
+    let house = house(Settings::default());
+    let address = house.serve().await;
+    for _ in 0..3 {
+        let mut socket = joined(&house, address, 1).await;
+        let vanish = async {
+            job_of(&mut socket).await;
+            drop(socket);
+        };
+        let (reply, ()) = tokio::join!(house.run(command(&["true"])), vanish);
+        assert!(matches!(reply.unwrap().end, SandboxEvent::Failed { .. }));
+        while house.json("/sandbox").await["workers"] != json!([]) {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(house.manager.expect_worker(), Err(Refusal::NobodyConnected));
+    let _back = joined(&house, address, 1).await;
+    assert_eq!(house.manager.expect_worker(), Ok(()));
+    let refused = house.run(command(&["true"])).await;
+    assert!(matches!(refused, Err(Refusal::Resting { retry_after }) if !retry_after.is_zero()), "{refused:?}");
+    assert_eq!(house.json("/sandbox").await["workers"][0]["circuit"], "open");
+}
+
+#[tokio::test]
+async fn commands_that_fail_say_nothing_against_their_worker() {
+    let house = local();
+    for _ in 0..5 {
+        let reply = house.run(command(&["/no/such/program"])).await.unwrap();
+        assert!(matches!(reply.end, SandboxEvent::Failed { .. }), "{reply:?}");
+    }
+    assert_eq!(house.run(command(&["true"])).await.unwrap().end, SandboxEvent::Exited { code: Some(0) });
 }
 
 #[tokio::test]

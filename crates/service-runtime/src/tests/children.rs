@@ -1,0 +1,401 @@
+//! Agents of level 3 over real WebSockets: let in, cut off, back again, gone, turned away, and without their parent.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use cogo_contracts::AgentState;
+use cogo_registry_core::{
+    AgentKey, Ended as BeatEnded, Heartbeat, HeartbeatSettings, Member, Registration, Registry, Standing, Target,
+    detect_location,
+};
+use cogo_test_support::TestDatabase;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::PATIENCE;
+use crate::{
+    Again, ChildClient, ChildEvent, ChildHandle, ChildIntroduction, Children, ChildrenSettings, ConnectionSettings,
+    Ended, FromChild, ToChild,
+};
+
+const CHILD: &str = "figma-worker";
+const INSTANCE: &str = "figma-worker/0";
+
+/// A process with children, and the wire to it, which can be cut.
+struct Parent {
+    registry: Registry,
+    member: Member,
+    children: Children,
+    received: mpsc::Receiver<FromChild>,
+    key: AgentKey,
+    address: String,
+    intact: watch::Sender<bool>,
+    stop: CancellationToken,
+    leave: CancellationToken,
+    beating: JoinHandle<BeatEnded>,
+    tracker: TaskTracker,
+    // dropped last, as it removes the database
+    _database: TestDatabase,
+}
+
+impl Parent {
+    async fn start(change: impl FnOnce(&mut ChildrenSettings)) -> Self {
+        let database = cogo_test_support::database().await;
+        let registry = Registry::new(database.pool.clone());
+        let (_, key) = registry.issue_key(CHILD, "test").await.unwrap();
+        let version = semver::Version::new(0, 1, 0);
+        let registration = Registration::new("design", "design-hub", 0, version, detect_location(|_| None)).unwrap();
+        let often = HeartbeatSettings { interval: Duration::from_millis(50), ..HeartbeatSettings::default() };
+        let (heartbeat, member) = Heartbeat::new(&registry, registration, often);
+        let (stop, leave, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let beating = tracker.spawn(heartbeat.run(leave.clone()));
+        member.activate();
+        member.standing().wait_for(|now| now.claiming().is_some()).await.unwrap();
+
+        let mut settings = ChildrenSettings::of_domain("design");
+        change(&mut settings);
+        let (children, received) =
+            Children::new(registry.clone(), member.clone(), settings, stop.clone(), tracker.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let behind = listener.local_addr().unwrap();
+        let (router, ending) = (children.router(), stop.clone());
+        tracker.spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(ending.cancelled_owned()).await.unwrap();
+        });
+        let (intact, wire) = watch::channel(true);
+        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("ws://{}/children", front.local_addr().unwrap());
+        tracker.spawn(carry(front, behind, wire, stop.clone()));
+        let _database = database;
+        Self { registry, member, children, received, key, address, intact, stop, leave, beating, tracker, _database }
+    }
+
+    fn child(&self) -> Child {
+        self.child_with(&self.key, |_| {})
+    }
+
+    fn child_with(&self, key: &AgentKey, change: impl FnOnce(&mut ConnectionSettings)) -> Child {
+        let mut settings = ConnectionSettings {
+            heartbeat: Duration::from_millis(40),
+            pause: Duration::from_millis(5),
+            longest_pause: Duration::from_millis(100),
+            ..ConnectionSettings::default()
+        };
+        change(&mut settings);
+        let introduction = ChildIntroduction {
+            name: CHILD.to_owned(),
+            slot: 0,
+            version: semver::Version::new(2, 0, 1),
+            capabilities: vec!["figma".to_owned()],
+            tags: vec!["zone:a".to_owned()],
+        };
+        let (client, handle) = ChildClient::new(&self.address, introduction, key.clone(), settings).unwrap();
+        let stop = CancellationToken::new();
+        let task = self.tracker.spawn(client.run(stop.clone()));
+        Child { handle, stop, task }
+    }
+
+    /// State of the run in the registry, once it is this one.
+    async fn until(&self, run: uuid::Uuid, expected: &str) {
+        let state = "select a.state from registry.agents a where a.instance_id = $1";
+        let reached = async {
+            loop {
+                let now: String = sqlx::query_scalar(state).bind(run).fetch_one(&self._database.pool).await.unwrap();
+                if now == expected {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+        };
+        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("the child does not become {expected}"));
+    }
+
+    async fn end_reason(&self, run: uuid::Uuid) -> String {
+        sqlx::query_scalar("select a.end_reason from registry.agents a where a.instance_id = $1")
+            .bind(run)
+            .fetch_one(&self._database.pool)
+            .await
+            .unwrap()
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.leave.cancel();
+        self.beating.await.unwrap();
+        self.tracker.close();
+        timeout(PATIENCE, self.tracker.wait()).await.expect("everything ends");
+    }
+}
+
+/// Carries bytes while the wire is intact; a cut wire drops what is on it and takes nothing new.
+async fn carry(front: TcpListener, behind: std::net::SocketAddr, wire: watch::Receiver<bool>, stop: CancellationToken) {
+    let tracker = TaskTracker::new();
+    loop {
+        let mut near = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = front.accept() => accepted.unwrap().0,
+        };
+        let (mut wire, stop) = (wire.clone(), stop.clone());
+        if !*wire.borrow() {
+            continue;
+        }
+        tracker.spawn(async move {
+            let Ok(mut far) = TcpStream::connect(behind).await else { return };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                _ = wire.wait_for(|intact| !intact) => {}
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+            }
+        });
+    }
+}
+
+struct Child {
+    handle: ChildHandle,
+    stop: CancellationToken,
+    task: JoinHandle<Ended>,
+}
+
+impl Child {
+    async fn next(&mut self) -> ChildEvent {
+        timeout(PATIENCE, self.handle.events.recv()).await.expect("an event comes").expect("the child runs")
+    }
+
+    fn run(&self) -> uuid::Uuid {
+        self.handle.seated.borrow().as_ref().unwrap().instance_id
+    }
+
+    async fn ended(self) -> (Ended, Vec<ChildEvent>) {
+        let ended = timeout(PATIENCE, self.task).await.expect("it ends").unwrap();
+        let mut events = self.handle.events;
+        let mut rest = Vec::new();
+        while let Some(event) = events.recv().await {
+            rest.push(event);
+        }
+        (ended, rest)
+    }
+}
+
+#[tokio::test]
+async fn child_stands_in_the_registry_through_its_parent_and_both_talk() {
+    let mut parent = Parent::start(|_| {}).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let listed = parent.registry.list().await.unwrap();
+    let own = listed.iter().find(|agent| agent.id.name == CHILD).unwrap();
+    assert_eq!((own.level, own.parent.as_deref(), own.state), (3, Some("design-hub/0"), AgentState::Active));
+    assert_eq!((own.id.domain.as_str(), own.id.version.to_string().as_str()), ("design", "2.0.1"));
+    assert_eq!((own.id.instance_id, own.epoch, &own.capabilities), (child.run(), 1, &vec!["figma".to_owned()]));
+    assert!(own.beat_age_ms.is_some(), "it rides on the parent's beat");
+    assert_eq!(parent.children.connected(), [INSTANCE]);
+
+    child.handle.parent.send(json!({"question": 1})).await.unwrap();
+    let said = timeout(PATIENCE, parent.received.recv()).await.unwrap().unwrap();
+    assert_eq!(
+        (said.child.as_str(), said.body, said.membership.instance_id),
+        (INSTANCE, json!({"question": 1}), child.run())
+    );
+    parent.children.send(INSTANCE, json!({"answer": 2})).await.unwrap();
+    assert_eq!(timeout(PATIENCE, child.handle.messages.recv()).await.unwrap(), Some(json!({"answer": 2})));
+    assert!(parent.children.send("figma-worker/1", json!({})).await.is_err());
+
+    child.handle.in_flight.store(7, Ordering::Relaxed);
+    let told = async {
+        while !parent.registry.list().await.unwrap().iter().any(|agent| agent.id.name == CHILD && agent.in_flight == 7)
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, told).await.expect("its heartbeat tells of its work");
+    child.stop.cancel();
+    assert_eq!(child.ended().await, (Ended::Stopped, Vec::new()));
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_that_was_cut_off_comes_back_as_the_same_run() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child_with(&parent.key, |settings| settings.attempts = 1000);
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let run = child.run();
+    parent.intact.send(false).unwrap();
+    assert_eq!(child.next().await, ChildEvent::Disconnected);
+    parent.until(run, "suspended").await;
+    assert!(parent.children.connected().is_empty());
+    parent.intact.send(true).unwrap();
+    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.until(run, "active").await;
+    assert_eq!((child.run(), child.handle.seated.borrow().as_ref().unwrap().epoch), (run, 1));
+
+    // an operator's pause outlasts the loss of a connection
+    parent.registry.suspend(Target::run(run)).await.unwrap();
+    parent.intact.send(false).unwrap();
+    assert_eq!(child.next().await, ChildEvent::Disconnected);
+    parent.intact.send(true).unwrap();
+    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    assert_eq!(parent.children.connected(), [INSTANCE]);
+    parent.until(run, "suspended").await;
+    child.stop.cancel();
+    child.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_without_a_connection_for_too_long_is_gone() {
+    let parent = Parent::start(|settings| settings.allowed_absence = Duration::from_millis(50)).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let run = child.run();
+    parent.intact.send(false).unwrap();
+    parent.until(run, "terminated").await;
+    assert_eq!(parent.end_reason(run).await, "connection gone");
+    let (ended, events) = child.ended().await;
+    assert_eq!((ended, events), (Ended::GivenUp, vec![ChildEvent::Disconnected, ChildEvent::HeartbeatFailed]));
+
+    parent.intact.send(true).unwrap();
+    let mut again = parent.child();
+    assert_eq!(again.next().await, ChildEvent::Connected);
+    assert_eq!(again.handle.seated.borrow().as_ref().unwrap().epoch, 2, "it is another run");
+    again.stop.cancel();
+    again.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_that_falls_silent_is_noticed_without_a_cut() {
+    let parent = Parent::start(|settings| {
+        settings.silence = Duration::from_millis(100);
+        settings.allowed_absence = Duration::from_millis(50);
+    })
+    .await;
+    let mut child = parent.child_with(&parent.key, |settings| settings.heartbeat = Duration::from_secs(600));
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    assert_eq!(child.next().await, ChildEvent::Disconnected);
+    child.stop.cancel();
+    parent.until(child.run(), "terminated").await;
+    parent.stop().await;
+}
+
+/// Says hello by hand; answers what the parent says first.
+async fn greeted(address: &str, hello: Value) -> ToChild {
+    let (mut socket, _) = tokio_tungstenite::connect_async(address).await.unwrap();
+    socket.send(Message::text(hello.to_string())).await.unwrap();
+    let frame = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    serde_json::from_str(frame.to_text().unwrap()).unwrap_or_else(|error| panic!("{error}: {frame}"))
+}
+
+fn hello(credential: Value) -> Value {
+    json!({"type": "hello", "name": CHILD, "version": "1.0.0", "credential": credential})
+}
+
+#[tokio::test]
+async fn bad_keys_and_tokens_are_refused() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let forged = parent.member.token("design-hub/0").unwrap();
+    let mut unknown = hello(json!({"key": AgentKey::generate().reveal()}));
+    unknown["name"] = json!("nobody");
+    for (said, expected) in [
+        (hello(json!({"key": AgentKey::generate().reveal()})), Again::Never),
+        (hello(json!({"key": "cogo_ak_short"})), Again::Never),
+        // a name without keys, which could register by itself, is let in by none here
+        (unknown, Again::Never),
+        (hello(json!({"token": "a.b.c"})), Again::WithKey),
+        // the parent's own token is that of another run
+        (hello(json!({"token": forged})), Again::WithKey),
+    ] {
+        let answer = greeted(&parent.address, said.clone()).await;
+        assert!(matches!(&answer, ToChild::Refused { again, .. } if *again == expected), "{said}: {answer:?}");
+    }
+    assert_eq!(parent.children.connected(), [INSTANCE], "the child stays");
+    assert_eq!(parent.registry.list().await.unwrap().len(), 2, "nobody else came in");
+    let stranger = parent.child_with(&AgentKey::generate(), |_| {});
+    assert_eq!(stranger.ended().await, (Ended::Refused, Vec::new()));
+    child.stop.cancel();
+    child.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn frames_that_are_no_hello_end_the_connection() {
+    let parent = Parent::start(|_| {}).await;
+    for said in ["", "{}", "[1]", r#"{"type":"heartbeat","sequence":1}"#, r#"{"type":"hello","name":5}"#] {
+        let (mut socket, _) = tokio_tungstenite::connect_async(&parent.address).await.unwrap();
+        socket.send(Message::text(said)).await.unwrap();
+        let frame = timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+        assert!(matches!(frame, Message::Close(Some(ref close)) if u16::from(close.code) == 1002), "{said}: {frame:?}");
+    }
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_run_with_the_key_takes_the_place_and_the_first_does_not_fight() {
+    let parent = Parent::start(|_| {}).await;
+    let mut first = parent.child();
+    assert_eq!(first.next().await, ChildEvent::Connected);
+    let run = first.run();
+    let mut second = parent.child();
+    assert_eq!(second.next().await, ChildEvent::Connected);
+    assert_eq!(first.ended().await, (Ended::Refused, vec![ChildEvent::Disconnected]));
+    assert_eq!(parent.end_reason(run).await, "superseded");
+    assert_eq!(second.handle.seated.borrow().as_ref().unwrap().epoch, 2);
+    parent.until(second.run(), "active").await;
+    second.stop.cancel();
+    second.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_of_a_parent_that_was_declared_dead_comes_back_with_it() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child_with(&parent.key, |settings| settings.attempts = 1000);
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let run = child.run();
+    let carrier = parent.member.standing().borrow().membership().cloned().unwrap();
+    parent.registry.deregister(carrier.instance_id, "dead").await.unwrap();
+    parent.until(run, "terminated").await;
+    assert_eq!(parent.end_reason(run).await, "carrier ended: dead");
+    assert_eq!(child.next().await, ChildEvent::Disconnected);
+    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.until(child.run(), "active").await;
+    assert_eq!(child.handle.seated.borrow().as_ref().unwrap().epoch, 2);
+    let other = parent.member.standing().borrow().membership().cloned().unwrap();
+    assert_ne!(other.instance_id, carrier.instance_id);
+    child.stop.cancel();
+    child.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_gives_up_on_a_parent_that_speaks_no_tls() {
+    let mut parent = Parent::start(|_| {}).await;
+    parent.address = parent.address.replace("ws://", "wss://");
+    let child = parent.child();
+    assert_eq!(child.ended().await, (Ended::GivenUp, vec![ChildEvent::HeartbeatFailed]));
+    parent.stop().await;
+}
+
+#[tokio::test]
+async fn child_of_a_parent_that_ends_gives_up_after_its_tries() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let (run, registry) = (child.run(), parent.registry.clone());
+    parent.leave.cancel();
+    let mut standing = parent.member.standing();
+    standing.wait_for(|now| matches!(now, Standing::Left)).await.unwrap();
+    parent.stop.cancel();
+    let (ended, events) = child.ended().await;
+    assert_eq!((ended, events), (Ended::GivenUp, vec![ChildEvent::Disconnected, ChildEvent::HeartbeatFailed]));
+    assert_eq!(parent.end_reason(run).await, "carrier ended: stopped");
+    assert!(registry.list().await.unwrap().is_empty());
+    parent.stop().await;
+}
