@@ -31,6 +31,20 @@ alter table public.agent_messages
     end and released between 0 and attempts) not valid,
   add constraint result_url_at_most_2000_characters check (length(result_url) <= 2000) not valid;
 
+-- while an old snapshot keeps what was removed, a holder's live claims are found by their time, not among all of his
+create index bus_claims_held on bus.claims (holder, lease_until);
+create index bus_routes_draining on bus.routes (lane) where draining;
+
+create or replace function bus.held(holder text, with_expired boolean default false)
+returns table (claim bigint, version integer, id uuid, attempt smallint, claimed_at timestamptz)
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select c.claim, c.version, h.id, h.attempt, c.claimed_at
+    from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+   where c.holder = held.holder and c.lease_until > (select case when with_expired then '-infinity' else clock_timestamp() end)
+$$;
+
 -- ---------------------------------------------------------------- small functions, planned once
 
 create or replace function bus.uuid_v7() returns uuid
@@ -145,6 +159,7 @@ create or replace function bus.after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set enable_sort = off
+set enable_seqscan = off
 as $$
 declare
   batch record;
@@ -477,19 +492,18 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  ends record;
+  head record;
   turn integer;
   shares integer[];
   before integer;
   target constant integer := cardinality(ids) + want;
 begin
-  select (select r.share from bus.ready r where r.lane = take.lane order by r.share limit 1) as first_share,
-         (select r.share from bus.ready r where r.lane = take.lane order by r.share desc limit 1) as last_share
-    into ends;
-  if ends.first_share = ends.last_share then
+  select first.share, exists (select from bus.ready r where r.lane = take.lane and r.share > first.share) as more into head
+    from (select r.share from bus.ready r where r.lane = take.lane order by r.share limit 1) as first;
+  if not head.more then
     -- one tenant has it all
-    select t.ids, t.attempts into ids, attempts from bus.take_share(take.lane, ends.first_share, want, ids, attempts) as t;
-  elsif ends.first_share is not null then
+    select t.ids, t.attempts into ids, attempts from bus.take_share(take.lane, head.share, want, ids, attempts) as t;
+  elsif head.more then
     turn := bus.turn(take.lane);
     loop
       shares := bus.shares_after(take.lane, turn, least(want, 64));
@@ -596,10 +610,12 @@ begin
          exists (select from bus.delayed d where d.lane = its_lane and d.due <= now.now) as due,
          claim.instance is not null and exists (select from bus.delayed d where d.lane = direct and d.due <= now.now) as direct_due,
          claim.instance is not null and exists (select from bus.ready d where d.lane = direct) as direct_ready,
-         (select d.share from bus.ready d where d.lane = its_lane order by d.share limit 1) as first_share,
-         (select d.share from bus.ready d where d.lane = its_lane order by d.share desc limit 1) as last_share
+         first.share as first_share,
+         exists (select from bus.ready d where d.lane = its_lane and d.share > first.share) as many_shares
     into route
-    from (select clock_timestamp() as now) as now left join bus.routes r on r.lane = its_lane;
+    from (select clock_timestamp() as now) as now
+    left join bus.routes r on r.lane = its_lane
+    left join lateral (select d.share from bus.ready d where d.lane = its_lane order by d.share limit 1) as first on true;
   -- a holder that the registry knows must be active; one that it does not know, such as a psql session, may claim
   if not route.allowed then
     raise exception 'Holder % is not active in the registry', claim.holder
@@ -627,7 +643,7 @@ begin
   else
     -- what others are just taking is passed over; when that is all, wait for one of them and look again
     for look in 1..2 loop
-      if look = 1 and route.first_share = route.last_share and not (route.direct_ready or route.due or route.direct_due) then
+      if look = 1 and not (route.many_shares or route.direct_ready or route.due or route.direct_due) then
         -- one tenant has it all
         select t.ids, t.attempts into taken, taken_attempts
           from bus.take_share(its_lane, route.first_share, claim.max_messages, taken, taken_attempts) as t;
@@ -816,8 +832,9 @@ begin
                   mark_done.result_urls) as g (id, attempt, result, snippet, url)
       join (select c.claim, c.version, h.id, h.attempt, c.claimed_at
               from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
-             where c.holder = mark_done.holder and c.lease_until > clock_timestamp()) as h
+             where c.holder = mark_done.holder and c.lease_until > (select clock_timestamp())) as h
         on h.id = g.id and h.attempt = g.attempt
+     order by g.id
   ), marked as (
     update public.agent_messages as m
        set status = 'done', attempts = g.attempt, claimed_by = mark_done.holder, claimed_at = g.claimed_at,
@@ -869,9 +886,11 @@ begin
     end if;
   else
     perform bus.let_go(complete_many.holder, array_agg(h.claim), array_agg(h.version), array_agg(h.id), array_agg(h.attempt))
-       from bus.held(complete_many.holder, true) as h
-       join unnest(complete_many.ids, complete_many.attempts) as g (id, attempt) on g.id = h.id and g.attempt = h.attempt
-      where h.id = any (done.ids);
+       -- one that an extension gave a claim of its own stands in two, and is counted off once
+       from (select distinct on (k.id) k.claim, k.version, k.id, k.attempt
+               from bus.held(complete_many.holder, true) as k
+               join unnest(complete_many.ids, complete_many.attempts) as g (id, attempt) on g.id = k.id and g.attempt = k.attempt
+              where k.id = any (done.ids) order by k.id, k.claim) as h;
   end if;
   if done.awaited or done.grouped then
     perform bus.after_end(done.ids, (
@@ -1026,5 +1045,63 @@ begin
   perform bus.let_go(release.holder, freed.claims, freed.versions, freed.ids, freed.attempts);
   perform bus.make_ready(freed.ids);
   return cardinality(freed.ids);
+end
+$$;
+
+-- ---------------------------------------------------------------- taking back
+
+create or replace function bus.take_back(holder_of text, claim_of bigint, outcome text, reason text, actor text, max_rows integer,
+                              out settled integer, out left_over boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  m record;
+begin
+  settled := 0;
+  left_over := false;
+  for m in
+    -- one that is just being completed is left for the next time, with its claim
+    select t.id, h.attempt, c.claimed_at, c.route
+      from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+      join public.agent_messages t on t.id = h.id
+     where c.holder = holder_of and c.claim = claim_of
+       and ((t.status = 'queued' and t.attempts = h.attempt - 1)
+            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt)
+     order by t.id limit max_rows for update of t skip locked
+  loop
+    -- the same by what is true now that the row is locked: an extension may have come through while it was waited for
+    continue when outcome = 'lease_expired' and exists (
+      select from bus.claims l
+       where l.holder = holder_of and l.claim <> claim_of and l.lease_until > clock_timestamp() and m.id = any (l.ids)
+         and l.attempts[array_position(l.ids, m.id)] = m.attempt);
+    perform bus.record_event(outcome, t, actor, jsonb_build_object('holder', holder_of, 'attempt', m.attempt))
+       from public.agent_messages t where t.id = m.id and outcome = 'lease_expired';
+    if bus.settle_failure(m.id, m.attempt, outcome, holder_of, reason, true, null, actor, m.claimed_at) is not null then
+      settled := settled + 1;
+    end if;
+  end loop;
+  left_over := exists (
+    select from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+      join public.agent_messages t on t.id = h.id
+     where c.holder = holder_of and c.claim = claim_of
+       and ((t.status = 'queued' and t.attempts = h.attempt - 1)
+            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt));
+  if not left_over then
+    delete from bus.claims c where c.holder = holder_of and c.claim = claim_of;
+  end if;
 end
 $$;

@@ -12,7 +12,7 @@ use cogo_bus_check::{StormSettings, Tally, run_actor, storm};
 /// How the program calls itself for one client.
 const CLIENT: &str = "client";
 const USAGE: &str = "storm [--messages N] [--round N] [--seed N] [--lease-ms N] [--json]";
-const BETWEEN_LINES: Duration = Duration::from_secs(1);
+const BETWEEN_LINES: Duration = Duration::from_secs(5);
 
 struct Arguments {
     settings: StormSettings,
@@ -48,11 +48,15 @@ fn arguments() -> anyhow::Result<Arguments> {
     Ok(Arguments { settings, json })
 }
 
-fn line(tally: &Tally, of: u64) -> String {
+/// How far it is; `elapsed` includes the round under way.
+fn line(tally: &Tally, of: u64, elapsed: Duration) -> String {
+    let share = messages_as_f64(tally.messages) / messages_as_f64(of.max(1));
+    let left = if share > 0.0 { elapsed.as_secs_f64() * (1.0 / share - 1.0).max(0.0) / 60.0 } else { f64::NAN };
     format!(
-        "{} of {of} messages, {} clients and {} times Postgres killed, {} stopped, {} connections disturbed, \
-         {} unknown outcomes, {} broken promises, longest recovery {:.2} s",
+        "{} of {of} messages in {} s (about {left:.0} min left), {} clients and {} times Postgres killed, {} stopped, \
+         {} connections disturbed, {} unknown outcomes, {} broken promises, longest recovery {:.2} s",
         tally.messages,
+        elapsed.as_secs(),
         tally.clients_killed,
         tally.postgres_killed,
         tally.workers_stopped,
@@ -63,16 +67,21 @@ fn line(tally: &Tally, of: u64) -> String {
     )
 }
 
+fn messages_as_f64(messages: u64) -> f64 {
+    f64::from(u32::try_from(messages).unwrap_or(u32::MAX))
+}
+
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let Arguments { settings, json } = arguments;
-    let mut shown = Instant::now();
+    let begin = Instant::now();
+    let mut shown = begin;
     let of = settings.messages;
     let tally = Box::pin(storm(&settings, |tally| {
         if shown.elapsed() >= BETWEEN_LINES {
             shown = Instant::now();
             // people watch the one, programs read the other
-            let _ = writeln!(std::io::stderr(), "{}", line(tally, of));
+            let _ = writeln!(std::io::stderr(), "{}", line(tally, of, begin.elapsed()));
         }
     }))
     .await?;
@@ -80,7 +89,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     for report in &tally.reports {
         writeln!(out, "{report}")?;
     }
-    writeln!(out, "{}", if json { serde_json::to_string(&tally)? } else { line(&tally, of) })?;
+    writeln!(out, "{}", if json { serde_json::to_string(&tally)? } else { line(&tally, of, begin.elapsed()) })?;
     Ok(tally.violations == 0)
 }
 

@@ -4,6 +4,7 @@ mod actor;
 mod chance;
 mod checker;
 mod claim_model;
+mod claim_model_calls;
 mod explore;
 mod history;
 mod journal;
@@ -19,6 +20,7 @@ pub use actor::{
 pub use chance::Chance;
 pub use checker::{Harm, Invariant, Report, Rest, Violation, check};
 pub use claim_model::{ClaimModel, Defect, Step, World};
+pub use claim_model_calls::{CallDefect, CallModel, CallStep, CallWorld};
 pub use explore::{Counterexample, Explored, Model, explore};
 pub use history::{Accepted, Answer, Call, Ending, Held, Operation, Outcome, Sent, Taken};
 pub use journal::{Journal, now_us, read as read_journal};

@@ -24,11 +24,13 @@ use crate::{
     journal::{now_us, read},
 };
 
+/// How long a client may take to do all that it was told.
+const ENDING: Duration = Duration::from_secs(180);
 /// How long a client may take to end in order.
 const FAREWELL: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
 /// For what was replayed or sent while the clients ended.
-const LAST_WORK: Duration = Duration::from_secs(15);
+const LAST_WORK: Duration = Duration::from_secs(60);
 
 /// How a client is started.
 #[derive(Debug, Clone)]
@@ -205,10 +207,10 @@ impl Scene {
     /// Waits until a client has ended, killed by its own fault or done.
     ///
     /// # Errors
-    /// When it does not end within a minute.
+    /// When it does not end within three minutes.
     pub async fn ended(&mut self, name: &str) -> anyhow::Result<()> {
         let client = self.client(name)?;
-        let waiting = tokio::time::timeout(Duration::from_secs(60), client.child.wait());
+        let waiting = tokio::time::timeout(ENDING, client.child.wait());
         let status = waiting.await.with_context(|| format!("wait for {name}"))??;
         if !status.success() {
             self.deaths.push(Death { name: name.to_owned(), at_us: now_us() });

@@ -1,6 +1,6 @@
 //! Claims messages and does to each what it asks for: complete, fail, hand back, extend, try to cheat.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Error, Failure, Fence, Wake, WakeUps};
 use cogo_contracts::NewMessage;
@@ -32,6 +32,8 @@ const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 /// Work on a slow message; short, so that a claim of many ends within its lease.
 const SLOW_WORK: Duration = Duration::from_millis(3);
+/// How often what is not ended yet is extended.
+const BEATS_PER_LEASE: u32 = 3;
 
 pub(super) async fn run(actor: &mut Actor, settings: &WorkerSettings) {
     let wakeups = WakeUps::default();
@@ -67,7 +69,15 @@ async fn sleep(actor: &Actor, settings: &WorkerSettings, wakes: &mut broadcast::
 async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
     let mut plain = Vec::new();
     let mut slow = Vec::new();
+    let mut left: Vec<Fence> = claimed.iter().map(Claimed::fence).collect();
+    let mut renewed = Instant::now();
     for message in claimed {
+        // of a claim of many some wait long on a busy machine
+        if renewed.elapsed() > lease / BEATS_PER_LEASE {
+            renewed = Instant::now();
+            let call = actor.bus.extend(&left, &actor.name, lease);
+            let _ = actor.fault.during(Point::Extending, &mut actor.chance, call).await;
+        }
         let act = message.payload.get("act").and_then(serde_json::Value::as_str).unwrap_or("plain").to_owned();
         match act.as_str() {
             "follow" => complete(actor, &message, 2).await,
@@ -77,9 +87,16 @@ async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
             "hand_back" if message.attempt == 1 => release(actor, &message).await,
             "greedy" => cheat(actor, &message).await,
             "transaction" => complete_in_transaction(actor, &message).await,
-            "slow" => slow.push(message),
-            _ => plain.push((message.fence(), completion(actor, &message, 0))),
+            "slow" => {
+                slow.push(message);
+                continue;
+            }
+            _ => {
+                plain.push((message.fence(), completion(actor, &message, 0)));
+                continue;
+            }
         }
+        left.retain(|fence| fence.id != message.id);
     }
     // heartbeats of what takes long come while the rest is completed, each in a call of its own
     let mut heartbeats = JoinSet::new();

@@ -31,8 +31,9 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
         let Some(row) = index.by_id.get(id).filter(|row| row.has_ended()) else { continue };
         let last = by_attempt.keys().next_back().copied().unwrap_or(0);
         let unseen = usize::try_from(row.attempts).unwrap_or(0).saturating_sub(by_attempt.len());
-        // a cancel does not count up for those who hold it
-        if last > row.attempts && row.status != "cancelled" {
+        // neither a cancel nor the end of its time counts up for those who are just taking it
+        let has_expired = row.status == "failed" && row.expires_us.is_some_and(|expires| row.done_us >= Some(expires));
+        if last > row.attempts && row.status != "cancelled" && !has_expired {
             let what = format!("attempt {last} was given out, the row counts {}", row.attempts);
             report.add(Invariant::I3, Harm::Other, Some(*id), what, &[]);
         } else if unseen > 0 && index.in_the_dark.is_empty() && story.is_acknowledged() && !story.was_unreadable(row) {

@@ -20,10 +20,14 @@ fn nothing_starts_late(index: &Index<'_>, report: &mut Report) {
     }
     for (id, story) in &index.stories {
         for claim in &story.claims {
-            if let Some(remaining) = claim.taken.remaining_ms
-                && remaining < 0
-            {
-                let what = format!("handed out {} ms after its time to live", -remaining);
+            let (Some(remaining), Some(returned)) = (claim.taken.remaining_ms, claim.call.returned_us) else {
+                continue;
+            };
+            // what was left was read before the return; that it runs out on the way to the worker nobody can help
+            let expired_by = returned + (remaining + 1) * 1_000;
+            if expired_by <= claim.call.invoked_us {
+                let late = (claim.call.invoked_us - expired_by) / 1_000;
+                let what = format!("asked for {late} ms after its time to live, and handed out");
                 report.add(Invariant::I5, Harm::Other, Some(*id), what, &[claim.call]);
             }
         }

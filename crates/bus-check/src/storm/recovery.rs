@@ -12,9 +12,9 @@ use crate::{
 /// A time in which the database itself was away, from and until, in microseconds of the Unix epoch.
 pub(super) type Outage = (i64, i64);
 
-/// The longest time from a kill to the moment that a message of the dead was handed out again. Only first attempts count,
-/// since later ones wait on purpose, and only those during which the database did not go away as well.
-pub(super) fn longest(calls: &[Call], deaths: &[Death], outages: &[Outage]) -> Duration {
+/// The times from a kill to the moment that a message of the dead was handed out again, shortest first. Only first attempts
+/// count, since later ones wait on purpose, and only those during which the database did not go away as well.
+pub(super) fn times(calls: &[Call], deaths: &[Death], outages: &[Outage]) -> Vec<Duration> {
     let mut claims: HashMap<Held, (&str, i64)> = HashMap::new();
     let mut ended: HashMap<Uuid, i16> = HashMap::new();
     for call in calls {
@@ -29,7 +29,7 @@ pub(super) fn longest(calls: &[Call], deaths: &[Death], outages: &[Outage]) -> D
             _ => {}
         }
     }
-    let mut longest = 0;
+    let mut times = Vec::new();
     for (held, (holder, claimed_us)) in claims.iter().filter(|(held, _)| held.attempt == 1) {
         let Some(death) = deaths.iter().find(|death| death.name == *holder && death.at_us >= *claimed_us) else {
             continue;
@@ -38,10 +38,11 @@ pub(super) fn longest(calls: &[Call], deaths: &[Death], outages: &[Outage]) -> D
         let Some((_, again_us)) = claims.get(&next).filter(|(next_holder, _)| next_holder != holder) else { continue };
         let was_away = outages.iter().any(|(from, until)| *from < *again_us && *until > death.at_us);
         if !was_away && ended.get(&held.id) != Some(&1) {
-            longest = longest.max(again_us - death.at_us);
+            times.push(Duration::from_micros((again_us - death.at_us).max(0).unsigned_abs()));
         }
     }
-    Duration::from_micros(longest.unsigned_abs())
+    times.sort_unstable();
+    times
 }
 
 #[cfg(test)]
@@ -67,8 +68,8 @@ mod tests {
     fn time_runs_from_the_kill_to_the_next_claim_unless_the_database_was_away() {
         let calls = [claim("a", 1, 1_000), claim("b", 2, 1_500_000)];
         let deaths = [Death { name: "a".to_owned(), at_us: 500_000 }];
-        assert_eq!(longest(&calls, &deaths, &[]), Duration::from_secs(1));
-        assert_eq!(longest(&calls, &deaths, &[(600_000, 700_000)]), Duration::ZERO);
-        assert_eq!(longest(&calls, &[], &[]), Duration::ZERO);
+        assert_eq!(times(&calls, &deaths, &[]), [Duration::from_secs(1)]);
+        assert!(times(&calls, &deaths, &[(600_000, 700_000)]).is_empty());
+        assert!(times(&calls, &[], &[]).is_empty());
     }
 }

@@ -3,16 +3,16 @@
 use cogo_bus_check::Start;
 use uuid::Uuid;
 
-use crate::support::{Stage, message, producer, worker};
+use crate::support::{Stage, keeper, message, producer, worker};
 
 const TWO_HOURS_MS: i64 = 7_200_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_two_hours_off_change_nothing() {
     let mut stage = Stage::new().await;
-    stage.keepers(1).await;
     let mut producers = Vec::new();
     for skew_ms in [-TWO_HOURS_MS, TWO_HOURS_MS] {
+        stage.start(Start { skew_ms, ..Start::new(keeper()) }).await;
         stage.start(Start { skew_ms, ..Start::new(worker()) }).await;
         producers.push(stage.start(Start { skew_ms, ..Start::new(producer(150)) }).await);
     }

@@ -168,10 +168,10 @@ async fn transaction_cut_around_its_commit_is_whole() {
 async fn completion_that_was_stuck_on_the_way_past_its_lease_is_refused() {
     let mut stage = Stage::new().await;
     let (proxy, through) = Proxy::before(&stage.url).await.unwrap();
-    let slow = stage.scene.local("slow", one_connection(&through)).with_patience(Duration::from_millis(300));
+    let slow = stage.scene.local("slow", one_connection(&through)).with_patience(Duration::from_secs(3));
     let sound = stage.local("sound");
     sound.enqueue_many(&plain(2)).await.unwrap();
-    let claimed = claim(&slow, "slow", 2, Duration::from_millis(500)).await;
+    let claimed = claim(&slow, "slow", 2, Duration::from_secs(8)).await;
     // prepared by a completion in time
     assert!(slow.complete(&claimed[0].fence(), "slow", &Completion::default()).await.unwrap());
     proxy.flow(Direction::Stalled, Direction::Open);

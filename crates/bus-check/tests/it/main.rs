@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod claim_model;
+mod claim_model_calls;
 mod clocks;
 mod conflicts;
 mod connections;

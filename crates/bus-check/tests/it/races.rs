@@ -50,7 +50,9 @@ async fn extensions_of_one_claim_at_once_are_both_kept() {
     let mut stage = Stage::new().await;
     let bus = stage.local("w");
     bus.enqueue_many(&plain(2)).await.unwrap();
-    let claimed = claim(&bus, "w", 2, Duration::from_millis(1_500)).await;
+    let lease = Duration::from_secs(6);
+    let claimed = claim(&bus, "w", 2, lease).await;
+    let leased = tokio::time::Instant::now();
     let fences: Vec<Fence> = claimed.iter().map(cogo_bus_core::Claimed::fence).collect();
     let asked = Operation::Extend {
         holder: "w".to_owned(),
@@ -72,7 +74,7 @@ async fn extensions_of_one_claim_at_once_are_both_kept() {
     };
     let (both, ()) = tokio::join!(second, commit_when_blocked);
     assert_eq!((kept.len(), both.unwrap().len()), (1, 1));
-    tokio::time::sleep(Duration::from_millis(1_600)).await;
+    tokio::time::sleep_until(leased + lease + Duration::from_millis(100)).await;
     assert_eq!(bus.reclaim(10).await.unwrap(), 0, "a lease that was extended has not passed");
     for fence in &fences {
         assert!(bus.complete(fence, "w", &Completion::default()).await.unwrap(), "its lease was extended");
@@ -100,6 +102,65 @@ async fn extension_of_some_beside_completion_of_the_others_loses_no_claim() {
         assert_eq!((recorded.unwrap().len(), kept.len()), (done.len(), 1));
         let still_owned = bus.complete(&long[0], "w", &Completion::default()).await.unwrap();
         assert!(still_owned, "round {round}: the extended claim is gone");
+    }
+    stage.holds().await;
+}
+
+/// Waits until as many wait for locks.
+async fn so_many_wait(pool: &PgPool, count: i64) {
+    let looks = async {
+        let waiting = "select count(*) from pg_stat_activity a
+                        where a.datname = current_database() and a.wait_event_type = 'Lock'";
+        while sqlx::query_scalar::<_, i64>(waiting).fetch_one(pool).await.unwrap() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), looks).await.expect("nobody waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn extension_that_comes_through_amid_a_reclaim_of_its_claim_costs_no_message() {
+    // more than a cursor reads ahead, so that the last one is locked after the first ones are settled
+    const CLAIM: u16 = 12;
+    let mut stage = Stage::new().await;
+    let bus = stage.local("w");
+    bus.enqueue_many(&plain(CLAIM.into())).await.unwrap();
+    let lease = Duration::from_secs(5);
+    let claimed = claim(&bus, "w", CLAIM, lease).await;
+    let leased = tokio::time::Instant::now();
+    let last = claimed.iter().map(cogo_bus_core::Claimed::fence).max_by_key(|fence| fence.id).unwrap();
+
+    let mut has_the_row = stage.pool.begin().await.unwrap();
+    let row = "select from public.agent_messages where id = $1 for update";
+    sqlx::query(row).bind(last.id).execute(&mut *has_the_row).await.unwrap();
+    let extended = tokio::sync::Notify::new();
+    let extending = async {
+        let kept = bus.extend(std::slice::from_ref(&last), "w", LEASE).await.unwrap();
+        extended.notify_one();
+        kept
+    };
+    let taking_back = async {
+        so_many_wait(&stage.pool, 1).await;
+        tokio::time::sleep_until(leased + lease + Duration::from_millis(100)).await;
+        let mut has_the_history = stage.pool.begin().await.unwrap();
+        sqlx::query("lock table bus.attempts in share mode").execute(&mut *has_the_history).await.unwrap();
+        let going_on = async {
+            so_many_wait(&stage.pool, 2).await;
+            has_the_row.commit().await.unwrap();
+            extended.notified().await;
+            has_the_history.commit().await.unwrap();
+        };
+        tokio::join!(bus.reclaim(500), going_on).0.unwrap()
+    };
+    let (kept, taken_back) = tokio::join!(extending, taking_back);
+    assert_eq!(kept, [last.id], "it began in time");
+    let still_owned = bus.complete(&last, "w", &Completion::default()).await.unwrap();
+    assert!(still_owned, "it was extended before it was taken back");
+    assert_eq!(taken_back, u64::from(CLAIM) - 1);
+    let again = claim(&bus, "v", CLAIM, LEASE).await;
+    assert_eq!(again.len() as u64, taken_back);
+    for message in again {
+        assert!(bus.complete(&message.fence(), "v", &Completion::default()).await.unwrap());
     }
     stage.holds().await;
 }
@@ -151,7 +212,7 @@ async fn retention_waits_for_a_sender_whose_id_is_old() {
 #[tokio::test(flavor = "multi_thread")]
 async fn message_that_another_transaction_has_locked_holds_up_no_others() {
     let mut stage = Stage::new().await;
-    let bus = stage.local("w").with_patience(Duration::from_secs(3));
+    let bus = stage.local("w").with_patience(Duration::from_secs(20));
     let sent = bus.enqueue_many(&plain(10)).await.unwrap();
     // as one does that sends a message which awaits it, and is stuck before its commit
     let mut stuck = stage.pool.begin().await.unwrap();
@@ -175,7 +236,7 @@ async fn message_that_another_transaction_has_locked_holds_up_no_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_transaction_of_one_message_keeps_no_other_of_its_claim_from_ending() {
     let mut stage = Stage::new().await;
-    let bus = stage.local("w").with_patience(Duration::from_secs(3));
+    let bus = stage.local("w").with_patience(Duration::from_secs(20));
     bus.enqueue_many(&plain(4)).await.unwrap();
     let claimed = claim(&bus, "w", 4, LEASE).await;
     let fences: Vec<Fence> = claimed.iter().map(cogo_bus_core::Claimed::fence).collect();
@@ -264,7 +325,7 @@ async fn large_claims_are_fenced_like_small_ones() {
     let mut stage = Stage::new().await;
     let bus = stage.local("large");
     bus.enqueue_many(&plain(300)).await.unwrap();
-    let claimed = claim(&bus, "w", 200, Duration::from_millis(400)).await;
+    let claimed = claim(&bus, "w", 200, Duration::from_secs(8)).await;
     assert_eq!(claimed.len(), 200);
     let fences: Vec<Fence> = claimed.iter().map(cogo_bus_core::Claimed::fence).collect();
     let ends = |fences: &[Fence]| fences.iter().map(|fence| (fence.clone(), Completion::default())).collect::<Vec<_>>();

@@ -16,7 +16,7 @@ pub(crate) const LEASE: Duration = Duration::from_millis(800);
 /// Shortest lease that the database grants.
 pub(crate) const SHORT_LEASE: Duration = Duration::from_millis(100);
 /// Longest time until everything has ended, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The seed of this run; `COGO_CHECK_SEED` sets another.
 #[expect(clippy::disallowed_methods, reason = "a test has no settings, and a seed must come from outside")]
