@@ -71,12 +71,16 @@ pub(crate) enum Command {
     Trace(command::trace::Trace),
     Dlq(command::dead_letters::DeadLetters),
     Schedule(command::schedule::Schedules),
+    Schema(command::schema::Schemas),
     Route(command::route::Routes),
     Agents(command::agents::Agents),
     Bench(command::bench::Bench),
+    Chaos(command::chaos::Chaos),
     Version(command::version::Version),
     #[command(hide = true)]
     Launch(command::launch::Launch),
+    #[command(hide = true)]
+    ChaosAgent(command::chaos::agent::ChaosAgent),
 }
 
 /// The whole command line, for documents and checks.

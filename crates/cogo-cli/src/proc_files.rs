@@ -76,6 +76,11 @@ pub(crate) fn cpu_ms(pid: u32) -> Option<u64> {
     Some(Stat::of(pid)?.cpu_ticks * MILLISECONDS_PER_TICK)
 }
 
+/// State letter of a child of this process; none if there is no such child.
+pub(crate) fn child_state(pid: u32) -> Option<char> {
+    Stat::of(pid).filter(|stat| stat.parent == std::process::id()).map(|stat| stat.state)
+}
+
 /// Memory of a process in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Memory {

@@ -23,6 +23,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Command::Launch(launch) = cli.command {
         return ended(&output, launch.run());
     }
+    if let Command::ChaosAgent(agent) = cli.command {
+        return agent.run().unwrap_or_else(|failure| ended(&output, Err(failure)));
+    }
     // one thread: children must be started by a thread that lives as long as the process
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -36,7 +39,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn obey(command: Command, context: &Context) -> Result<(), Failure> {
     // these are ended by a signal in good order, by themselves
-    let ends_itself = matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_));
+    let ends_itself = matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_));
     let work = Box::pin(dispatch(command, context));
     if ends_itself {
         return work.await;
@@ -67,11 +70,15 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Trace(trace) => Box::pin(trace.run(context)).await,
         Command::Dlq(dead_letters) => Box::pin(dead_letters.run(context)).await,
         Command::Schedule(schedules) => Box::pin(schedules.run(context)).await,
+        Command::Schema(schemas) => Box::pin(schemas.run(context)).await,
         Command::Route(routes) => Box::pin(routes.run(context)).await,
         Command::Agents(agents) => Box::pin(agents.run(context)).await,
         Command::Bench(bench) => Box::pin(bench.run(context)).await,
+        Command::Chaos(chaos) => Box::pin(chaos.run(context)).await,
         Command::Version(version) => version.run(context),
         Command::Launch(launch) => launch.run(),
+        // answered before there was a runtime: it makes its own
+        Command::ChaosAgent(agent) => agent.run().map(drop),
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Node {
     pub pid: Option<u32>,
     /// Whether it was added while the tree ran; such a child is forgotten when its group is restarted.
     pub dynamic: bool,
+    /// Whether it stays down until it, or a group above it, is asked for by name.
+    pub parked: bool,
     /// Its children in the order of their start.
     pub children: Vec<Node>,
 }

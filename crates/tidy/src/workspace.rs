@@ -51,7 +51,7 @@ impl Member {
     /// Whether it only serves development and may be laxer.
     #[must_use]
     pub fn is_dev_only(&self) -> bool {
-        matches!(self.directory.as_str(), "bus-check" | "e2e" | "tidy" | "test-support")
+        matches!(self.directory.as_str(), "e2e" | "tidy" | "test-support")
     }
 
     /// Its Rust files below one directory (`src`, `tests`), or all with an empty name, in order.

@@ -155,13 +155,13 @@ async fn all_phases(url: &str, plan: Plan, samples: u32, mixed: Duration) -> Res
 }
 
 /// Threads for the client alone: the command itself runs on one, which would be the limit of every figure.
-struct ClientThreads {
+pub(crate) struct ClientThreads {
     runtime: Option<Runtime>,
-    handle: Handle,
+    pub(crate) handle: Handle,
 }
 
 impl ClientThreads {
-    fn start() -> Result<Self, Failure> {
+    pub(crate) fn start() -> Result<Self, Failure> {
         let runtime = Builder::new_multi_thread().worker_threads(CLIENT_THREADS).enable_all().build()?;
         let handle = runtime.handle().clone();
         Ok(Self { runtime: Some(runtime), handle })
@@ -177,7 +177,7 @@ impl Drop for ClientThreads {
     }
 }
 
-async fn on_threads<T: Send + 'static>(
+pub(crate) async fn on_threads<T: Send + 'static>(
     client: &Handle,
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {

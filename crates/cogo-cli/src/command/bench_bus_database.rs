@@ -69,7 +69,12 @@ impl BenchServer {
 
     /// A fresh database with this build's schema.
     pub(crate) async fn create_database(&self) -> Result<OwnDatabase, Failure> {
-        let name = format!("cogo_bench_{}", std::process::id());
+        self.create_database_for("").await
+    }
+
+    /// The same with a word in its name that tells it from others of this process: letters, digits, underscores.
+    pub(crate) async fn create_database_for(&self, purpose: &str) -> Result<OwnDatabase, Failure> {
+        let name = format!("cogo_bench_{}{purpose}", std::process::id());
         let mut connection = self.connect().await?;
         for statement in [drop_statement(&name), format!("create database {name}")] {
             sqlx::query(AssertSqlSafe(statement)).execute(&mut connection).await?;
@@ -88,7 +93,7 @@ impl BenchServer {
         }
     }
 
-    async fn connect(&self) -> Result<PgConnection, Failure> {
+    pub(crate) async fn connect(&self) -> Result<PgConnection, Failure> {
         Ok(PgConnection::connect(&self.url).await?)
     }
 }

@@ -166,7 +166,7 @@ fn compare(runs: &[OneRun], peer: &Peer) -> PeerReport {
 }
 
 /// The middle one, or the mean of the two in the middle; none of nothing.
-fn median(mut figures: Vec<f64>) -> Option<f64> {
+pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let upper = figures.get(figures.len() / 2)?;
     let lower = figures.get((figures.len() - 1) / 2)?;
@@ -174,7 +174,7 @@ fn median(mut figures: Vec<f64>) -> Option<f64> {
 }
 
 /// Two decimals of small figures, none of large ones.
-fn rounded(figure: f64) -> f64 {
+pub(crate) fn rounded(figure: f64) -> f64 {
     if figure.abs() >= 100.0 { figure.round() } else { (figure * 100.0).round() / 100.0 }
 }
 

@@ -14,9 +14,9 @@ pub(crate) struct Launch {
     /// Process number of the parent.
     #[arg(long)]
     parent: u32,
-    /// The program.
+    /// The program and its arguments.
     #[arg(last = true, required = true)]
-    program: OsString,
+    program: Vec<OsString>,
 }
 
 impl Launch {
@@ -29,7 +29,10 @@ impl Launch {
         if std::os::unix::process::parent_id() != self.parent {
             return Err(Failure::new(Kind::Interrupted, "The parent is gone already"));
         }
-        let error = Command::new(&self.program).exec();
-        Err(Failure::failed(format!("Could not run {}", self.program.to_string_lossy())).because(&error))
+        let [program, arguments @ ..] = self.program.as_slice() else {
+            return Err(Failure::new(Kind::Usage, "No program is named"));
+        };
+        let error = Command::new(program).args(arguments).exec();
+        Err(Failure::failed(format!("Could not run {}", program.to_string_lossy())).because(&error))
     }
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
+use cogo_registry_core::{PoolState, Pools, ScalingDecision};
+use serde::Serialize;
 
 use crate::{
     context::Context,
@@ -13,8 +15,10 @@ use crate::{
 
 /// A domain stops one process after the other, each with its time to finish.
 const DONE_WITHIN: Duration = Duration::from_secs(600);
+/// Decisions that are shown.
+const SHOWN_DECISIONS: u32 = 20;
 
-/// Let a process, domain or instance finish what it has and stop; it stays down until `cogo restart`.
+/// Let a process, domain or instance finish what it has and stop; nothing but `cogo restart` brings it back.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cogo drain rag-embed\n  cogo drain rag\n  cogo drain rag-embed/1 --json")]
 pub(crate) struct Drain {
@@ -42,21 +46,59 @@ impl Restart {
     }
 }
 
-/// Set how many instances of a process run; those taken away finish what they have.
+/// Set how many instances of a process run; those taken away finish what they have. Without a number: show why it has
+/// as many as it has.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cogo scale rag-embed 3\n  cogo scale rag-embed 1 --json")]
+#[command(after_help = "Examples:\n  cogo scale rag-embed 3\n  cogo scale rag-embed\n  cogo scale rag-embed 1 --json")]
 pub(crate) struct Scale {
     /// A process with a `pool` in the list of processes.
     process: String,
-    /// How many instances, within the bounds of the pool.
-    instances: u32,
+    /// How many instances, within the bounds of the pool; absent: show the pool and the last decisions about it.
+    instances: Option<u32>,
 }
 
 impl Scale {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let request = Request::Scale { process: self.process, instances: self.instances };
-        steer(context, "scaling", &request).await
+        match self.instances {
+            Some(instances) => {
+                let request = Request::Scale { process: self.process, instances };
+                steer(context, "scaling", &request).await
+            }
+            None => show_pool(context, &self.process).await,
+        }
     }
+}
+
+/// A pool with the last decisions about it, newest first.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    pool: PoolState,
+    decisions: Vec<ScalingDecision>,
+}
+
+async fn show_pool(context: &Context, process: &str) -> Result<(), Failure> {
+    let pools = Pools::new(context.bus().await?.pool().clone());
+    let known = pools.list().await?;
+    let names: Vec<String> = known.iter().map(|pool| pool.process.clone()).collect();
+    let Some(pool) = known.into_iter().find(|pool| pool.process == process) else {
+        let which = if names.is_empty() { "none is".to_owned() } else { format!("{} are", names.join(", ")) };
+        return Err(Failure::not_found(format!("No fleet has scaled {process} on this database")).hint(format!(
+            "{which} known; a process is scaled by its queue where its `pool` has a min below its max"
+        )));
+    };
+    let decisions = pools.decisions(process, SHOWN_DECISIONS).await?;
+    let shown = Shown { pool, decisions };
+    context.output.either(&shown, || {
+        let PoolState { desired, min_count, max_count, owner, .. } = &shown.pool;
+        let owner = owner.as_deref().unwrap_or("nobody");
+        let head = format!("{process}: {desired} of {min_count} to {max_count}, decided by {owner}");
+        let rows = shown.decisions.iter().map(|decision| {
+            let count = format!("{} -> {}", decision.from_count, decision.to_count);
+            [decision.at.format("%m-%d %H:%M:%S").to_string(), count, decision.sentence.clone()]
+        });
+        format!("{head}\n\n{}", table(["at (UTC)", "count", "why"], rows))
+    })
 }
 
 async fn steer(context: &Context, doing: &str, request: &Request) -> Result<(), Failure> {

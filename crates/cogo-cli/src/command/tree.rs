@@ -84,13 +84,15 @@ fn add_rows(node: &TreeNode, own: &str, below: &str, rows: &mut Vec<([String; 6]
 fn row(node: &TreeNode, name: &str) -> ([String; 6], Option<Look>) {
     let look = match node.state.as_str() {
         "running" => None,
+        "stopped" if node.drained => Some(Look::Warning),
         "stopped" => Some(Look::Bad),
         _ => Some(Look::Warning),
     };
     let milliseconds = |seconds: f64| format::milliseconds(seconds * 1000.0);
     let cells = [
         name.to_owned(),
-        node.state.clone(),
+        // told from one that ended for good
+        if node.drained && node.state == "stopped" { "drained".to_owned() } else { node.state.clone() },
         node.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         node.restarts.to_string(),
         node.uptime_s.map_or_else(|| "-".to_owned(), milliseconds),
@@ -120,6 +122,7 @@ mod tests {
             uptime_s: Some(3.0),
             last_exit: None,
             dynamic: false,
+            drained: false,
             children,
         }
     }

@@ -1,19 +1,21 @@
 //! `cogo up`: starts the fleet and keeps it alive until told to stop.
 
 use std::{
+    collections::HashMap,
     net::TcpListener,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use clap::Args;
+use cogo_telemetry::SupervisionMetrics;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::{
     command::{up_background, up_database::Database, up_fleet::Fleet, up_table::show},
     context::Context,
-    failure::{Failure, Kind},
+    failure::Failure,
     fleet::{
         FleetState, Phase, ProcessList, ProcessState, Readiness, Record, end_all, last_words, probe_client, readiness,
     },
@@ -65,7 +67,7 @@ impl Up {
                 .map_err(|error| Failure::failed("Leave the terminal").cause(error.to_string()))?;
         }
         let Some(_taken) = context.home.take()? else { return Err(already_up(context)) };
-        let _telemetry = start_log(context)?;
+        let telemetry = start_log(context)?;
         let mut signals = Signals::new()?;
 
         end_leftovers(context).await?;
@@ -79,7 +81,8 @@ impl Up {
         spinner.finish_and_clear();
 
         let record = Record::new(context.home.clone(), FleetState::new(database.reference(), self.port_offset));
-        let mut fleet = match Fleet::start(context, self.port_offset, list, programs, &database, &record) {
+        let metrics = SupervisionMetrics::new(&telemetry.meter());
+        let mut fleet = match Fleet::start(context, self.port_offset, list, programs, &database, &record, &metrics) {
             Ok(fleet) => fleet,
             Err(failure) => {
                 database.stop().await;
@@ -170,6 +173,9 @@ fn start_log(context: &Context) -> Result<cogo_telemetry::Guard, Failure> {
     if let Some(filter) = std::env::var_os("RUST_LOG").and_then(|filter| filter.into_string().ok()) {
         settings.log_filter = filter;
     }
+    let given = |name: &str| std::env::var_os(name)?.into_string().ok().filter(|value| !value.is_empty());
+    settings.otlp_endpoint = given("OTEL_EXPORTER_OTLP_ENDPOINT");
+    settings.statsd_addr = given("COGO_STATSD_ADDR");
     if context.output.is_json() {
         settings.log_format = cogo_telemetry::LogFormat::Json;
     }
@@ -183,16 +189,15 @@ pub(crate) fn already_up(context: &Context) -> Failure {
         .hint("`cogo status` shows it, `cogo down` stops it; another --data-dir with --port-offset runs a second one")
 }
 
-/// The port of each process must be there and free.
+/// The port of each process must be there and free, and nobody else's.
 fn check_ports(list: &ProcessList, offset: u16) -> Result<(), Failure> {
-    let mut taken = Vec::new();
+    let (mut taken, mut wanted) = (Vec::new(), HashMap::new());
     for process in &list.processes {
-        let Some(port) = list.port(&process.name, offset) else {
-            return Err(Failure::new(
-                Kind::Usage,
-                format!("--port-offset {offset} puts {} beyond 65535", process.name),
-            ));
-        };
+        let port = list.first_port(process, offset)?;
+        if let Some(other) = wanted.insert(port, process.name.as_str()) {
+            return Err(Failure::conflict(format!("{other} and {} are both to listen on port {port}", process.name))
+                .hint("give one of them another `port` in the list of processes or in its settings"));
+        }
         if TcpListener::bind(("127.0.0.1", port)).is_err() {
             taken.push(format!("{port} ({})", process.name));
         }

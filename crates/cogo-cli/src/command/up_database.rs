@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use cogo_db::SchemaState;
 use cogo_pg_local::{Cluster, Healed, Settings, StopMode};
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -14,6 +16,32 @@ use crate::{
 
 /// How often the embedded Postgres is looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Applies what is missing; whoever may not do that runs a fleet all the same where nothing is missing.
+async fn bring_up_to_date(url: &str) -> Result<(), Failure> {
+    let pool = open(url).await?;
+    let brought = migrate_or_check(&pool).await;
+    pool.close().await;
+    brought
+}
+
+async fn migrate_or_check(pool: &PgPool) -> Result<(), Failure> {
+    let may_migrate: bool = sqlx::query_scalar(
+        "select coalesce(has_table_privilege(to_regclass('public._sqlx_migrations'), 'insert'), true)",
+    )
+    .fetch_one(pool)
+    .await?;
+    if may_migrate {
+        return Ok(cogo_db::migrate(pool).await?);
+    }
+    match cogo_db::schema_state(pool).await? {
+        SchemaState::Fits(_) => Ok(()),
+        SchemaState::Behind { have, need } => {
+            Err(Failure::conflict(format!("The schema is at {have}, this build needs {need}"))
+                .hint("run `cogo migrate` with the DATABASE_URL of the owner of the schema; this role may not"))
+        }
+    }
+}
 
 /// A migrated database that answers.
 #[derive(Debug, Clone)]
@@ -30,10 +58,14 @@ impl Database {
             Some(url) => Self::external(context, url)?,
             None => Self::embedded(context).await?,
         };
-        let pool = open(&database.url).await?;
-        cogo_db::migrate(&pool).await?;
-        pool.close().await;
-        Ok(database)
+        match Box::pin(bring_up_to_date(&database.url)).await {
+            Ok(()) => Ok(database),
+            Err(failure) => {
+                // what was started for a fleet that does not come
+                database.stop().await;
+                Err(failure)
+            }
+        }
     }
 
     fn external(context: &Context, url: &str) -> Result<Self, Failure> {

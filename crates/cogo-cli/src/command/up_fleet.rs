@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use cogo_supervision::{End, Options, Supervisor};
+use cogo_telemetry::SupervisionMetrics;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -12,8 +13,8 @@ use crate::{
     context::Context,
     failure::{Failure, Kind},
     fleet::{
-        Chronicle, Ending, Home, Launcher, Pace, Process, ProcessList, Record, ScaledPool, Steering, last_words,
-        run_autoscaler, tree,
+        Chronicle, Ending, Herald, Home, Launcher, OwnSettings, Pace, Process, ProcessList, Record, ScaledPool,
+        Steering, last_words, run_autoscaler, tree,
     },
 };
 
@@ -43,6 +44,7 @@ impl Fleet {
         programs: Vec<PathBuf>,
         database: &Database,
         record: &Record,
+        metrics: &SupervisionMetrics,
     ) -> Result<Self, Failure> {
         let first_slot = first_slot()?;
         let launchers = launchers(context, port_offset, first_slot, &list, programs, database, record)?;
@@ -62,24 +64,20 @@ impl Fleet {
 
         let (started, to_keep) = mpsc::unbounded_channel();
         let paths = launchers.values().map(|launcher| launcher.path.clone()).collect();
-        let chronicle = Chronicle { record: record.clone(), processes: paths, started };
+        let (herald, telling) = Herald::new(database.url(), metrics.clone());
+        let chronicle = Chronicle { record: record.clone(), processes: paths, started, herald };
         // before anything else runs, so that it misses nothing
         let events = handle.events();
         let mut listener = JoinSet::new();
         listener.spawn(chronicle.run(handle.clone(), events));
 
-        let scaled = list
-            .processes
-            .iter()
-            .filter_map(|process| {
-                let route = process.route.as_ref()?;
-                Some(ScaledPool::new(process, &route.service, &route.role, route.shard))
-            })
-            .collect();
+        let scaled = scaled_pools(&list)?;
         let home = context.home.clone();
         let steering = Steering::new(handle, Arc::new(list), Arc::new(launchers), record.clone(), home.clone());
         let background = CancellationToken::new();
         let mut chores = JoinSet::new();
+        // ends once the chronicle has, so that the last words are written too
+        chores.spawn(telling.run());
         chores.spawn(database.clone().watch(background.clone()));
         chores.spawn(bound_logs(home.clone(), record.clone(), background.clone()));
         chores.spawn(run_autoscaler(
@@ -144,6 +142,17 @@ impl Fleet {
     }
 }
 
+/// The processes whose number follows their queues.
+fn scaled_pools(list: &ProcessList) -> Result<Vec<ScaledPool>, Failure> {
+    let mut pools = Vec::new();
+    for process in &list.processes {
+        if let Some(claimed) = &process.route {
+            pools.push(ScaledPool::new(process, claimed, OwnSettings::of(process)?.concurrency()));
+        }
+    }
+    Ok(pools)
+}
+
 /// What each process of the list is started with, in its order.
 fn launchers(
     context: &Context,
@@ -155,18 +164,20 @@ fn launchers(
     record: &Record,
 ) -> Result<Vec<Launcher>, Failure> {
     let environment: Arc<[(&'static str, String)]> = environment(database.url(), port_offset)?.into();
-    let launcher = |(process, program): (&Process, PathBuf)| Launcher {
-        process: process.clone(),
-        path: list.path_of(process),
-        program,
-        // checked before anything was started
-        port: list.port(&process.name, port_offset).unwrap_or(process.port),
-        first_slot,
-        environment: Arc::clone(&environment),
-        home: context.home.clone(),
-        record: record.clone(),
+    let launcher = |(process, program): (&Process, PathBuf)| {
+        Ok(Launcher {
+            process: process.clone(),
+            path: list.path_of(process),
+            program,
+            port: list.first_port(process, port_offset)?,
+            first_slot,
+            port_variable: OwnSettings::of(process)?.own_variable("port"),
+            environment: Arc::clone(&environment),
+            home: context.home.clone(),
+            record: record.clone(),
+        })
     };
-    Ok(list.processes.iter().zip(programs).map(launcher).collect())
+    list.processes.iter().zip(programs).map(launcher).collect()
 }
 
 /// The slot of the first instance of each process: a second fleet on the same database begins at another.

@@ -9,7 +9,10 @@ use tokio::sync::{
 };
 use tracing::{error, info, warn};
 
-use crate::{fleet::Record, proc_files::Identity};
+use crate::{
+    fleet::{Herald, Record},
+    proc_files::Identity,
+};
 
 /// Listens until the tree is over.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(crate) struct Chronicle {
     pub(crate) processes: HashSet<String>,
     /// Takes the path of each process that was started as a whole.
     pub(crate) started: mpsc::UnboundedSender<String>,
+    /// Tells the rest of the system.
+    pub(crate) herald: Herald,
 }
 
 /// How the fleet ended.
@@ -99,6 +104,7 @@ impl Chronicle {
             }
             _ => {}
         }
+        self.herald.tell(event);
         log(event);
     }
 }

@@ -15,10 +15,12 @@ pub(crate) struct Launcher {
     /// Where it stands in the tree.
     pub(crate) path: String,
     pub(crate) program: PathBuf,
-    /// The port of its first instance; the others take free ones.
+    /// The port of its first instance, as its settings or the list have it; the others take free ones.
     pub(crate) port: u16,
     /// The slot of its first instance.
     pub(crate) first_slot: u32,
+    /// The variable that sets its port and wins over its other settings.
+    pub(crate) port_variable: String,
     /// Set for the process, beside what this process has.
     pub(crate) environment: Arc<[(&'static str, String)]>,
     pub(crate) home: Home,
@@ -43,6 +45,7 @@ impl Launcher {
             running: None,
             restarts: 0,
             last_end: None,
+            drained: false,
             name,
         }
     }
@@ -65,7 +68,9 @@ impl Launcher {
             .args(["launch", "--parent", &std::process::id().to_string(), "--"])
             .arg(&self.program)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            // what it was told of a port is its first instance's; without the variable all would try to listen there
             .env("COGO_PORT", port.to_string())
+            .env(&self.port_variable, port.to_string())
             .env("COGO_AGENT_SLOT", slot.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

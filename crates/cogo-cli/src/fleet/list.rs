@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::{
     failure::{Failure, Kind, about_file},
-    fleet::list_check::check,
+    fleet::{OwnSettings, list_check::check},
 };
 
 /// The list of this build, so that the binary works anywhere.
@@ -195,9 +195,19 @@ impl ProcessList {
         format!("{}/{}", self.line_of(process.domain()).join("/"), process.name)
     }
 
-    /// The port of a process with the offset.
+    /// The port of a process with the offset; none if there is no such port.
     pub(crate) fn port(&self, name: &str, offset: u16) -> Option<u16> {
         self.process(name)?.port.checked_add(offset)
+    }
+
+    /// Where the first instance of a process listens: as its own settings say, else as the list does with the offset.
+    pub(crate) fn first_port(&self, process: &Process, offset: u16) -> Result<u16, Failure> {
+        if let Some(port) = OwnSettings::of(process)?.port()? {
+            return Ok(port);
+        }
+        self.port(&process.name, offset).ok_or_else(|| {
+            Failure::new(Kind::Usage, format!("--port-offset {offset} puts {} beyond 65535", process.name))
+        })
     }
 
     /// Where each program is: beside this one, else on the path.

@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
+use cogo_contracts::Route;
+
 use crate::{
     failure::Failure,
-    fleet::list::{Process, ProcessList},
+    fleet::list::{Claimed, Process, ProcessList},
 };
 
 /// More instances of one program on one machine are a mistake.
@@ -95,6 +97,14 @@ fn check_process(process: &Process) -> Result<(), Failure> {
     }
     if process.level.is_some_and(|level| !(1..=3).contains(&level)) {
         return Err(fault(&format!("gives {name} a level that is not 1, 2 or 3")));
+    }
+    if process.port == 0 {
+        return Err(fault(&format!("gives {name} the port 0, where nobody would find it")));
+    }
+    if let Some(Claimed { service, role, shard }) = &process.route
+        && let Err(error) = Route::new(service, role, *shard)
+    {
+        return Err(fault(&format!("gives {name} the route {service:?}/{role:?}, which is none")).because(&error));
     }
     let (pool, start) = (process.pool(), process.first_instances());
     if pool.min > pool.max {

@@ -41,6 +41,9 @@ pub(crate) struct TreeNode {
     pub(crate) last_exit: Option<TreeExit>,
     /// Whether it was added while the fleet ran.
     pub(crate) dynamic: bool,
+    /// Whether an operator drained it: it stays down until it, or what it is part of, is restarted by name.
+    #[serde(default)]
+    pub(crate) drained: bool,
     pub(crate) children: Vec<TreeNode>,
 }
 
@@ -84,6 +87,7 @@ pub(crate) fn drawn(node: &Node, now: Duration, state: &FleetState, is_process: 
             ago_s: ago(last.at),
         }),
         dynamic: node.dynamic,
+        drained: node.parked,
         children: node.children.iter().map(|child| drawn(child, now, state, is_process)).collect(),
     }
 }

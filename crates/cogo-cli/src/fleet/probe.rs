@@ -23,6 +23,8 @@ pub(crate) enum Readiness {
     Waiting,
     /// It does not run.
     Down,
+    /// It does not run because an operator drained it.
+    Drained,
 }
 
 impl Readiness {
@@ -31,6 +33,7 @@ impl Readiness {
             Self::Ready => "ready",
             Self::Waiting => "waiting",
             Self::Down => "down",
+            Self::Drained => "drained",
         }
     }
 }
@@ -48,7 +51,7 @@ pub(crate) async fn readiness(client: &reqwest::Client, state: &FleetState) -> V
 /// Looks at one process.
 pub(crate) async fn readiness_of(client: &reqwest::Client, process: &ProcessState) -> Readiness {
     if process.living().is_none() {
-        return Readiness::Down;
+        return if process.drained { Readiness::Drained } else { Readiness::Down };
     }
     let answer = client.get(format!("{}/readyz", process.url())).timeout(PATIENCE).send().await;
     if answer.is_ok_and(|answer| answer.status().is_success()) { Readiness::Ready } else { Readiness::Waiting }

@@ -44,6 +44,9 @@ pub(crate) struct ProcessState {
     pub(crate) restarts: u32,
     /// How its last run ended.
     pub(crate) last_end: Option<String>,
+    /// Whether an operator drained it, so that it is meant to be down.
+    #[serde(default)]
+    pub(crate) drained: bool,
 }
 
 impl ProcessState {

@@ -1,7 +1,7 @@
 //! Changes a running fleet through its tree: drain, restart, scale.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -57,6 +57,8 @@ pub(crate) struct Steering {
     home: Home,
     /// How many instances each process shall have.
     wanted: Arc<Mutex<HashMap<String, u32>>>,
+    /// Paths of what was drained by name and not asked for since.
+    drained: Arc<Mutex<HashSet<String>>>,
     /// One change at a time, so that each starts from what the last one left.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -78,6 +80,7 @@ impl Steering {
             record,
             home,
             wanted: Arc::new(Mutex::new(wanted)),
+            drained: Arc::default(),
             turn: Arc::default(),
         }
     }
@@ -89,7 +92,7 @@ impl Steering {
         drawn(&node, self.begun.elapsed(), &self.record.state(), &is_process)
     }
 
-    /// Lets the target finish what it has, and stop; it stays down until it is restarted.
+    /// Lets the target finish what it has, and stop; it stays down until it, or what it is part of, is restarted by name.
     pub(crate) async fn drain(&self, name: &str) -> Result<Changed, Failure> {
         let target = Target::of(&self.list, name)?;
         let _turn = self.turn().await?;
@@ -98,9 +101,19 @@ impl Steering {
         if node.is_none() && matches!(target, Target::Instance { .. }) {
             return Err(no_instance(&target));
         }
-        if !is_down {
-            info!(event = "drain", agent = target.path(), "drained by an operator");
-            self.handle.terminate_child(target.path()).await.map_err(|error| refused(&target, &error))?;
+        info!(event = "drain", agent = target.path(), "drained by an operator");
+        // before anything stops, so that nobody takes it for something that is missing
+        self.lock_drained().insert(target.path().to_owned());
+        self.note_drained();
+        match self.handle.park_child(target.path()).await {
+            Ok(()) => {}
+            // what is down together with the group around it stays so as long as that does
+            Err(CallError::NoSuchGroup { .. }) if is_down => {}
+            Err(error) => {
+                self.lock_drained().remove(target.path());
+                self.note_drained();
+                return Err(refused(&target, &error));
+            }
         }
         Ok(self.changed(&target, !is_down).await)
     }
@@ -110,6 +123,8 @@ impl Steering {
         let target = Target::of(&self.list, name)?;
         let _turn = self.turn().await?;
         info!(event = "restart_asked", agent = target.path(), "restarted by an operator");
+        self.lock_drained().retain(|path| !target.holds(path));
+        self.note_drained();
         match &target {
             Target::Instance { process, slot, path } => {
                 if self.node(path).await?.is_none() {
@@ -155,6 +170,14 @@ impl Steering {
         let changed = self.fill(process).await?;
         self.wait_until_ready(|path| target.holds(path)).await?;
         Ok(self.changed(&target, changed).await)
+    }
+
+    /// Whether this, or what it is part of, was drained by name and not asked for since.
+    pub(crate) fn is_drained(&self, path: &str) -> bool {
+        let drained = self.lock_drained();
+        drained
+            .iter()
+            .any(|above| path.strip_prefix(above.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
     }
 
     /// Brings a process that was started anew as a whole back to the instances that it shall have.
@@ -235,7 +258,9 @@ impl Steering {
                 changed = true;
             }
         }
-        for child in node.children.iter().filter(|child| child.state == NodeState::Stopped) {
+        // one that ended for good is given another chance, one that was drained is not
+        let is_meant = |child: &&Node| child.state == NodeState::Stopped && !child.parked;
+        for child in node.children.iter().filter(is_meant) {
             if child.name.parse().is_ok_and(|slot| slots.contains(&slot)) {
                 let restarted = self.handle.restart_child(&child.path).await;
                 restarted.map_err(|error| Failure::failed(format!("{} did not start", child.path)).because(&error))?;
@@ -251,8 +276,14 @@ impl Steering {
         let fresh = launcher.before_start(slot);
         let path = fresh.path.clone();
         self.record.add(fresh);
+        self.note_drained();
         let child = instance(&launcher.process, slot, launcher.work(slot));
-        let started = self.handle.start_child(&launcher.path, child).await;
+        let started = if self.is_drained(&path) {
+            // it was forgotten with its group and is put back as it was
+            self.handle.add_parked_child(&launcher.path, child).await
+        } else {
+            self.handle.start_child(&launcher.path, child).await
+        };
         started.map_err(|error| {
             self.record.remove(&path);
             Failure::failed(format!("{path} did not start")).because(&error)
@@ -269,6 +300,7 @@ impl Steering {
             Err(error) => return Err(refused(&target, &error)),
         }
         self.record.remove(&path);
+        self.lock_drained().remove(&path);
         Ok(())
     }
 
@@ -277,7 +309,8 @@ impl Steering {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             let state = self.record.state();
-            let meant = state.processes.iter().filter(|process| is_meant(&process.path));
+            let is_to_run = |path: &str| is_meant(path) && !self.is_drained(path);
+            let meant = state.processes.iter().filter(|process| is_to_run(&process.path));
             let mut late = Vec::new();
             for process in meant {
                 if readiness_of(&client, process).await != Readiness::Ready {
@@ -321,6 +354,19 @@ impl Steering {
 
     fn launcher(&self, process: &str) -> Result<&Launcher, Failure> {
         self.launchers.get(process).ok_or_else(|| Failure::not_found(format!("The fleet has no process {process}")))
+    }
+
+    /// Writes down who is drained, for whoever reads the state of the fleet.
+    fn note_drained(&self) {
+        self.record.change(|state| {
+            for process in &mut state.processes {
+                process.drained = self.is_drained(&process.path);
+            }
+        });
+    }
+
+    fn lock_drained(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.drained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {

@@ -91,6 +91,18 @@ async fn a_killed_process_is_started_again() {
     .await;
     assert_eq!(status(&cogo).await["processes"][0]["last_end"], "signal 9");
     cogo.run(&["down"]).await.expect(0);
+    // the audit tells the same, to its end
+    let told: Vec<(String, String)> = sqlx::query_as(
+        "select kind, coalesce(detail ->> 'exit', '') from public.bus_events
+          where kind in ('tree_crash', 'tree_recovery', 'tree_terminate') and detail ->> 'agent' like '%/stand-in/0'
+          order by id",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    let kinds: Vec<&str> = told.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(kinds, ["tree_crash", "tree_recovery", "tree_terminate"], "{told:?}");
+    assert_eq!(told[0].1, "signal 9");
 }
 
 #[tokio::test]

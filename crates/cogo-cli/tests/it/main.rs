@@ -2,18 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as the tests themselves do")]
 
+mod bad_lists;
+mod chaos;
 mod dead_letters;
+mod drained;
 mod escalation;
 mod fleet;
 mod fleet_refusals;
 mod front_door;
 mod pause;
+mod ports;
 mod routes;
 mod schedules;
 mod schema;
+mod schemas;
 mod sending;
 mod steering;
 mod support;
 mod tracing_tasks;
 mod tree;
 mod usage;
+mod worker_role;

@@ -139,3 +139,28 @@ async fn a_process_that_gave_up_comes_back_with_all_its_instances() {
     assert_eq!(node(&after, "b/b-one/0")["pid"], node(&before, "b/b-one/0")["pid"]);
     cogo.run(&["down"]).await.expect(0);
 }
+
+#[tokio::test]
+async fn a_pool_tells_why_it_has_the_size_that_it_has() {
+    let database = cogo_test_support::empty_database().await;
+    let cogo = Cogo::on(&database.url);
+    let route = "pool = { max = 3 }\nroute = { service = \"a\", role = \"one\", shard = 0 }";
+    up(&cogo, &cogo.list_of(&[("a-one", "answering_process", route), ("b-one", "answering_process", "")], "")).await;
+    eventually("somebody decides about it", async || {
+        let shown = cogo.run(&["scale", "a-one", "--json"]).await;
+        shown.code == 0 && shown.json()["owner"].is_string()
+    })
+    .await;
+    run(&cogo, &["scale", "a-one", "2"]).await;
+    eventually("what the operator did is written down", async || {
+        let shown = run(&cogo, &["scale", "a-one"]).await;
+        let newest = &shown["decisions"][0];
+        shown["desired"] == 2 && newest["to_count"] == 2 && newest["sentence"].as_str().unwrap().contains("operator")
+    })
+    .await;
+    let text = cogo.run(&["scale", "a-one"]).await.expect(0).stdout;
+    assert!(text.starts_with("a-one: 2 of 1 to 3, decided by cogo-up#") && text.contains("1 -> 2"), "{text}");
+    let unknown = cogo.run(&["scale", "b-one"]).await.expect(3);
+    assert!(unknown.stderr.contains("a-one"), "{unknown:?}");
+    cogo.run(&["down"]).await.expect(0);
+}

@@ -100,6 +100,11 @@ pub enum Limit {
         /// How long it still takes.
         left_ms: u64,
     },
+    /// More were wanted a moment ago, while the wish was watched; they are given.
+    Lately {
+        /// What was wanted at most.
+        wanted: u32,
+    },
     /// Not so many in one step.
     Step {
         /// What was wanted.
@@ -116,6 +121,7 @@ impl fmt::Display for Limit {
                 write!(formatter, "it was wanted for {held_ms} ms of the {needed_ms} ms that it takes")
             }
             Self::CoolDown { left_ms } => write!(formatter, "the cool-down lasts another {left_ms} ms"),
+            Self::Lately { wanted } => write!(formatter, "{wanted} were wanted at times while it was watched"),
             Self::Step { wanted } => write!(formatter, "{wanted} would be too many in one step"),
         }
     }

@@ -116,6 +116,9 @@ impl Autoscaler {
             return (current, limits);
         }
         let settled = self.wishes.most(sample.at, hold);
+        if settled != within {
+            limits.push(Limit::Lately { wanted: settled });
+        }
         let furthest = match side {
             Ordering::Less => current.saturating_sub(self.settings.step_down.unwrap_or(u32::MAX)),
             _ => current.saturating_add(self.settings.step_up.unwrap_or(u32::MAX)),

@@ -21,9 +21,14 @@ pub struct CallId(pub u64);
 pub enum Request<W> {
     /// A new child behind the others, started at once.
     Start(Box<ChildSpec<W>>),
-    /// The child shall stop and stay down; a temporary one is forgotten.
+    /// A new child behind the others that is down as one that was parked.
+    Add(Box<ChildSpec<W>>),
+    /// The child shall stop and stay down until it or its siblings are restarted; a temporary one is forgotten.
     Terminate(String),
-    /// A child that is down shall be started.
+    /// The child shall stop and stay down until it, or a group above it, is asked for by name: no restart of a sibling or
+    /// of its group brings it back. A temporary one is forgotten.
+    Park(String),
+    /// A child that is down shall be started, and nothing below it is parked any more.
     Restart(String),
     /// A child that is down shall be forgotten.
     Delete(String),
@@ -106,7 +111,9 @@ impl<W: Clone> Group<W> {
     pub(super) fn answer(&mut self, shared: &mut Shared<W>, call: super::CallId, request: Request<W>) {
         let refused = match request {
             Request::Start(spec) => self.start_new(shared, call, *spec).err(),
+            Request::Add(spec) => self.add_parked(shared, call, *spec).err(),
             Request::Terminate(name) => self.find(&name).map(|name| self.terminate(call, name)).err(),
+            Request::Park(name) => self.find(&name).map(|name| self.park(call, name)).err(),
             Request::Restart(name) => self.find_down(&name).map(|name| self.start_old(call, name)).err(),
             Request::Delete(name) => self.find_down(&name).map(|name| self.delete(shared, call, &name)).err(),
         };
@@ -116,6 +123,21 @@ impl<W: Clone> Group<W> {
     }
 
     fn start_new(&mut self, shared: &Shared<W>, call: CallId, spec: ChildSpec<W>) -> Result<(), CallError> {
+        let name = self.add_new(shared, spec)?;
+        self.start_these([name].into(), AfterStart::Reply { call, is_new: true });
+        Ok(())
+    }
+
+    fn add_parked(&mut self, shared: &mut Shared<W>, call: CallId, spec: ChildSpec<W>) -> Result<(), CallError> {
+        let name = self.add_new(shared, spec)?;
+        if let Some(child) = self.children.get_mut(&name) {
+            child.history.parked = true;
+        }
+        shared.reply(call, Ok(()));
+        Ok(())
+    }
+
+    fn add_new(&mut self, shared: &Shared<W>, spec: ChildSpec<W>) -> Result<Arc<str>, CallError> {
         spec.validate_in(&self.path, self.spec.auto_shutdown).map_err(CallError::BadSpec)?;
         if let Some(child) = self.children.get(spec.name.as_str()) {
             let is_there = child.state.run().is_some();
@@ -123,8 +145,14 @@ impl<W: Clone> Group<W> {
         }
         let name: Arc<str> = spec.name.as_str().into();
         self.add(Arc::clone(&name), spec, shared.now).dynamic = true;
-        self.start_these([name].into(), AfterStart::Reply { call, is_new: true });
-        Ok(())
+        Ok(name)
+    }
+
+    fn park(&mut self, call: CallId, name: Arc<str>) {
+        if let Some(child) = self.children.get_mut(&name) {
+            child.history.parked = true;
+        }
+        self.terminate(call, name);
     }
 
     fn terminate(&mut self, call: CallId, name: Arc<str>) {
@@ -132,6 +160,9 @@ impl<W: Clone> Group<W> {
     }
 
     fn start_old(&mut self, call: CallId, name: Arc<str>) {
+        if let Some(child) = self.children.get_mut(&name) {
+            child.history.unpark();
+        }
         self.start_these([name].into(), AfterStart::Reply { call, is_new: false });
     }
 

@@ -70,7 +70,17 @@ pub(super) struct History {
     pub(super) restarts: u32,
     pub(super) early_ends: u32,
     pub(super) last_exit: Option<LastExit>,
+    /// Whether it stays down until it is asked for by name.
+    pub(super) parked: bool,
     pub(super) inside: Histories,
+}
+
+impl History {
+    /// It was asked for, and everything below with it.
+    pub(super) fn unpark(&mut self) {
+        self.parked = false;
+        self.inside.values_mut().for_each(Self::unpark);
+    }
 }
 
 pub(super) type Histories = HashMap<Arc<str>, History>;

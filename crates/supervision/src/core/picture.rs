@@ -28,6 +28,7 @@ pub(super) fn of_root<W: Clone>(root: &Group<W>, groups: &HashMap<RunId, Group<W
         last_exit: None,
         pid: None,
         dynamic: false,
+        parked: false,
         children: children(root, groups),
     }
 }
@@ -63,6 +64,7 @@ fn of_child<W: Clone>(child: &Child<W>, groups: &HashMap<RunId, Group<W>>) -> No
         last_exit: child.history.last_exit.clone(),
         pid: child.pid,
         dynamic: child.dynamic,
+        parked: child.history.parked,
         children: inside,
     }
 }

@@ -28,7 +28,13 @@ impl<W: Clone> Group<W> {
             self.all_started(shared);
             return true;
         };
-        match self.children.get(name).map(|child| child.state) {
+        let child = self.children.get(name);
+        match child.map(|child| child.state) {
+            // one that is asked for is parked no more
+            Some(State::Stopped) if child.is_some_and(|child| child.history.parked) => {
+                todo.pop_front();
+                true
+            }
             Some(State::Stopped | State::Restarting { .. }) => {
                 let name = Arc::clone(name);
                 self.start(shared, &name);

@@ -102,7 +102,26 @@ impl Handle {
         self.call(group, Request::Terminate(name)).await
     }
 
-    /// Starts the child at this path, which must be down, and waits until it is started.
+    /// As [`terminate_child`](Self::terminate_child), but no restart of a sibling or of its group brings it back either:
+    /// only [`restart_child`](Self::restart_child) of it, or of a group above it, does.
+    ///
+    /// # Errors
+    /// There is no such child.
+    pub async fn park_child(&self, path: &str) -> Result<(), CallError> {
+        let (group, name) = split(path);
+        self.call(group, Request::Park(name)).await
+    }
+
+    /// Adds a child that is down to the group at this path, as one that was parked.
+    ///
+    /// # Errors
+    /// The name is taken, the specification is wrong, or the group is not there.
+    pub async fn add_parked_child(&self, group: &str, child: ChildSpec<Work>) -> Result<(), CallError> {
+        self.call(group, Request::Add(Box::new(child))).await
+    }
+
+    /// Starts the child at this path, which must be down, and waits until it is started; what was parked below it is
+    /// started with it.
     ///
     /// # Errors
     /// There is no such child, it is not down, or it does not start.

@@ -247,6 +247,18 @@ fn steps_and_cool_downs_hold_back_and_say_so() {
 }
 
 #[test]
+fn what_was_wanted_while_it_was_watched_is_given_and_said() {
+    let mut scaler = Autoscaler::new(settings(20)).unwrap();
+    for (ended, second) in [(14, 0), (14, 1), (13, 2)] {
+        assert!(!scaler.decide(Sample { ended: ended * 3, ..quiet(SECOND * second, 10) }).is_change());
+    }
+    let given = scaler.decide(Sample { ended: 9 * 3, ..quiet(SECOND * 3, 10) });
+    assert_eq!((given.wanted, given.desired), (13, 19), "{}", given.sentence);
+    assert_eq!(given.limits, [Limit::Lately { wanted: 19 }]);
+    assert!(given.sentence.contains("19 were wanted at times"), "{}", given.sentence);
+}
+
+#[test]
 fn moved_bounds_are_kept_at_once() {
     let mut scaler = Autoscaler::new(Settings { min: 2, ..settings(4) }).unwrap();
     assert_eq!(scaler.decide(quiet(Duration::ZERO, 9)).desired, 4);

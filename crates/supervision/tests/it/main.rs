@@ -7,6 +7,7 @@ mod breaker;
 mod bulkhead;
 mod many;
 mod otp;
+mod parking;
 mod pools;
 mod probes;
 mod processes;

@@ -98,6 +98,28 @@ fn a_quota_makes_a_tenant_wait_while_others_are_served() {
 }
 
 #[test]
+fn tenants_that_wait_have_their_turns_however_long_the_line_of_one_is() {
+    let (mut core, members) = warm(settings(1, 1, 1));
+    let member = members[0];
+    assert_eq!(core.ask(Duration::ZERO, "loud"), Answer::Granted(member));
+    let mut tenants = std::collections::HashMap::new();
+    let line = std::iter::repeat_n("loud", 20).chain(["calm", "quiet", "calm"]);
+    for tenant in line {
+        let Answer::Waits(ticket) = core.ask(Duration::ZERO, tenant) else { panic!("the only member is busy") };
+        tenants.insert(ticket, tenant);
+    }
+    let (mut holder, mut served) = ("loud", Vec::new());
+    for _ in 0..6 {
+        core.give_back(SECOND, member, holder);
+        let [Output::Grant(ticket, _)] = outputs(&mut core)[..] else { panic!("somebody waits") };
+        holder = tenants[&ticket];
+        served.push(holder);
+    }
+    let of = |tenant: &str| served.iter().filter(|served| **served == tenant).count();
+    assert_eq!((of("calm"), of("quiet")), (2, 1), "{served:?}: nobody waits for the line of another");
+}
+
+#[test]
 fn a_full_pool_pushes_back() {
     let (mut core, _) = warm(Settings { waiting: 1, ..settings(1, 1, 1) });
     core.ask(Duration::ZERO, "a");

@@ -15,10 +15,10 @@ fn floor_of(member: &Member) -> Option<u8> {
         "contracts" => 0,
         "db" | "telemetry" | "pg-local" => 1,
         "bus-core" | "registry-core" => 2,
-        "model-client" | "rag-core" | "kg-core" | "supervision" => 3,
+        "model-client" | "rag-core" | "kg-core" | "supervision" | "bus-check" => 3,
         "service-runtime" => 4,
         "cogo-cli" => SERVICES_FLOOR,
-        "bus-check" | "e2e" | "tidy" | "test-support" => 6,
+        "e2e" | "tidy" | "test-support" => 6,
         _ => return None,
     })
 }

@@ -1,13 +1,13 @@
 //! Scales the pools of a running fleet: reads the queues, decides while it owns a pool, writes down why, and acts.
 //!
 //! One `cogo up` at a time decides about a pool, held by a fenced lease in the registry; another that runs the same
-//! process leaves its own instances as they are. Without figures nothing is decided.
+//! process leaves its own instances as they are. Without figures nothing is decided, nor about a process that is drained.
 
 mod pool;
 
 use std::time::{Duration, Instant};
 
-use cogo_bus_core::Summary;
+use cogo_bus_core::Load;
 use cogo_db::PoolSettings;
 use cogo_registry_core::{Decided, Ownership, Pools};
 use cogo_supervision::autoscale::{Decision, Limit, Settings};
@@ -31,8 +31,11 @@ const KEEP_DECISIONS: Duration = Duration::from_secs(30 * 24 * 3600);
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 /// More than are made in that time.
 const FORGET_AT_MOST: u32 = 10_000;
-/// Reading the figures may take this part of the time, so that a long queue is not burdened further.
-const READING_SHARE: u32 = 20;
+/// Reading the figures may take this part of the time, so that a long queue is not burdened further; it takes some 10 ms.
+const READING_SHARE: u32 = 10;
+/// However long reading took, for a connection to come or on a machine that is short of breath: a pool must not wait the
+/// longer for what it needs just then.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// Scales the pools until told to stop; at once over if there is none whose number may vary.
 pub(crate) async fn run(
@@ -83,7 +86,7 @@ impl<F: Scales> Loop<F> {
                 () = stop.cancelled() => break,
                 () = self.look() => {}
             }
-            let next = begun + self.pace.every.max(begun.elapsed() * READING_SHARE);
+            let next = Instant::now() + pause_after(begun.elapsed(), self.pace.every);
             loop {
                 tokio::select! {
                     () = stop.cancelled() => break,
@@ -112,7 +115,7 @@ impl<F: Scales> Loop<F> {
             self.own(place).await;
         }
         if self.pools.iter().any(|scaled| scaled.epoch.is_some()) {
-            match cogo_bus_core::summary(&self.database, self.pace.rate_window).await {
+            match cogo_bus_core::load(&self.database, self.pace.rate_window).await {
                 Ok(figures) => {
                     for place in 0..self.pools.len() {
                         self.decide(place, &figures).await;
@@ -162,11 +165,10 @@ impl<F: Scales> Loop<F> {
         }
     }
 
-    async fn decide(&mut self, place: usize, figures: &Summary) {
+    async fn decide(&mut self, place: usize, figures: &Load) {
         let at = self.begun.elapsed();
         let scaled = &mut self.pools[place];
-        let Some(epoch) = scaled.epoch else { return };
-        let count = self.fleet.count(&scaled.pool.process);
+        let (Some(epoch), Some(count)) = (scaled.epoch, self.fleet.count(&scaled.pool.process)) else { return };
         let Settings { min, max, .. } = *scaled.scaler.settings();
         let is_steered = !scaled.is_acting && scaled.applied == Some(scaled.desired) && count != scaled.desired;
         let (to, row, is_news) = if is_steered && (min..=max).contains(&count) {
@@ -206,6 +208,10 @@ impl<F: Scales> Loop<F> {
         if scaled.epoch.is_none() || scaled.is_acting || is_early || scaled.applied == Some(scaled.desired) {
             return;
         }
+        if self.fleet.count(&scaled.pool.process).is_none() {
+            // whoever drained it decides when it comes back
+            return;
+        }
         scaled.is_acting = true;
         let (fleet, process, count) = (self.fleet.clone(), scaled.pool.process.clone(), scaled.desired);
         self.acts.push(Box::pin(async move {
@@ -226,6 +232,13 @@ impl<F: Scales> Loop<F> {
             }
         }
     }
+}
+
+/// From the end of a look that took so long to the next one, which is otherwise begun at even times.
+fn pause_after(took: Duration, every: Duration) -> Duration {
+    let even = every.saturating_sub(took);
+    let share = took.saturating_mul(READING_SHARE).saturating_sub(took);
+    even.max(share.min(LONGEST_PAUSE))
 }
 
 fn is_at_most(decision: &Decision) -> bool {

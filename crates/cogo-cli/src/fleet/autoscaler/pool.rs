@@ -2,18 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use cogo_bus_core::{RouteStats, Summary};
+use cogo_bus_core::{Load, RouteStats};
 use cogo_registry_core::PoolClaim;
 use cogo_supervision::autoscale::{Autoscaler, Sample, Settings};
 use tracing::warn;
 
 use crate::{
     failure::Failure,
-    fleet::{Process, Steering},
+    fleet::{Claimed, Process, Steering},
 };
 
 /// Messages that an instance works on at once unless its settings say otherwise (`concurrency` of the frame).
 const PER_INSTANCE: u32 = 8;
+
 /// How fast the loop turns.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
@@ -54,16 +55,19 @@ pub(crate) struct ScaledPool {
 }
 
 impl ScaledPool {
-    /// A process of the list with the route that it claims.
-    pub(crate) fn new(process: &Process, service: &str, role: &str, shard: u16) -> Self {
+    /// A process of the list with the route that it claims, and how many messages an instance works on at once if its
+    /// settings say so.
+    pub(crate) fn new(process: &Process, claimed: &Claimed, concurrency: Option<u32>) -> Self {
         let pool = process.pool();
+        let Claimed { service, role, shard } = claimed;
+        let per_worker = concurrency.unwrap_or(PER_INSTANCE);
         Self {
             process: process.name.clone(),
-            service: service.to_owned(),
-            role: role.to_owned(),
-            shard: i32::from(shard),
+            service: service.clone(),
+            role: role.clone(),
+            shard: i32::from(*shard),
             start: process.first_instances(),
-            settings: Settings { min: pool.min, max: pool.max, per_worker: PER_INSTANCE, ..Settings::default() },
+            settings: Settings { min: pool.min, max: pool.max, per_worker, ..Settings::default() },
         }
     }
 }
@@ -73,8 +77,8 @@ pub(crate) trait Scales: Clone + Send + Sync + 'static {
     /// Gives a process so many instances.
     fn set_desired(&self, process: &str, count: u32) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// How many instances a process is to have at this moment, whoever said so.
-    fn count(&self, process: &str) -> u32;
+    /// How many instances a process is to have at this moment, whoever said so; none while it is drained as a whole.
+    fn count(&self, process: &str) -> Option<u32>;
 }
 
 impl Scales for Steering {
@@ -82,11 +86,14 @@ impl Scales for Steering {
         self.scale(process, count).await.map(drop)
     }
 
-    fn count(&self, process: &str) -> u32 {
-        let Some(launcher) = self.launchers.get(process) else { return 0 };
+    fn count(&self, process: &str) -> Option<u32> {
+        let launcher = self.launchers.get(process)?;
+        if self.is_drained(&launcher.path) {
+            return None;
+        }
         let is_instance = |path: &str| path.strip_prefix(&launcher.path).is_some_and(|rest| rest.starts_with('/'));
         let instances = self.record.state().processes.iter().filter(|instance| is_instance(&instance.path)).count();
-        u32::try_from(instances).unwrap_or(u32::MAX)
+        Some(u32::try_from(instances).unwrap_or(u32::MAX))
     }
 }
 
@@ -135,7 +142,7 @@ impl Scaled {
     }
 
     /// The figures of its route; a route without messages has none.
-    pub(super) fn sample(&self, at: Duration, figures: &Summary, ready: u32) -> Sample {
+    pub(super) fn sample(&self, at: Duration, figures: &Load, ready: u32) -> Sample {
         let is_own = |route: &&RouteStats| {
             (route.service.as_str(), route.role.as_str(), route.shard)
                 == (self.pool.service.as_str(), self.pool.role.as_str(), self.pool.shard)
@@ -152,7 +159,12 @@ impl Scaled {
             in_flight: number(|route| route.claimed),
             ended: number(|route| route.done + route.failed),
             over: Duration::try_from_secs_f64(figures.window_s).unwrap_or_default(),
-            service_time: None,
+            service_time: route.and_then(mean_run),
         }
     }
+}
+
+/// Mean time of work on what ended lately, as the database measured it; none while nothing has.
+fn mean_run(route: &RouteStats) -> Option<Duration> {
+    Duration::try_from_secs_f64(route.mean_run_ms? / 1000.0).ok()
 }

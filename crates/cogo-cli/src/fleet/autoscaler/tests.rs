@@ -5,12 +5,17 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use cogo_bus_core::{Bus, ClaimRequest, Completion};
+use cogo_contracts::Route;
 use cogo_test_support::{TestDatabase, database};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::fleet::ProcessList;
+
+/// A count that stands for a process that is drained.
+const DRAINED: u32 = u32::MAX;
 
 /// Remembers how many instances each process has.
 #[derive(Clone)]
@@ -42,8 +47,9 @@ impl Scales for Counting {
         Ok(())
     }
 
-    fn count(&self, process: &str) -> u32 {
-        self.counts.lock().expect("nobody panics with it").get(process).copied().unwrap_or(1)
+    fn count(&self, process: &str) -> Option<u32> {
+        let count = self.counts.lock().expect("nobody panics with it").get(process).copied().unwrap_or(1);
+        (count != DRAINED).then_some(count)
     }
 }
 
@@ -97,10 +103,20 @@ impl Running {
 fn a_pool_of_the_list_is_scaled_within_its_bounds() {
     let list = ProcessList::read(None).expect("the built-in list");
     let process = list.process("rag-embed").expect("it is listed");
-    let scaled = ScaledPool::new(process, "rag", "embed", 0);
+    let claimed = process.route.as_ref().expect("it claims");
+    let scaled = ScaledPool::new(process, claimed, None);
     let (pool, settings) = (process.pool(), &scaled.settings);
     assert_eq!((settings.min, settings.max, scaled.start), (pool.min, pool.max, process.first_instances()));
+    assert_eq!((settings.per_worker, ScaledPool::new(process, claimed, Some(3)).settings.per_worker), (8, 3));
     assert!(settings.min < settings.max && settings.validate().is_ok());
+}
+
+#[test]
+fn looks_come_at_even_times_and_never_rarely() {
+    let pause = |took_ms: u64| pause_after(Duration::from_millis(took_ms), Duration::from_secs(1)).as_millis();
+    assert_eq!([pause(0), pause(20), pause(100), pause(200)], [1000, 980, 900, 1800]);
+    // also after one that waited for a connection until it had enough
+    assert_eq!([pause(2000), pause(7000), pause(60_000)], [3000, 3000, 3000]);
 }
 
 #[tokio::test]
@@ -159,4 +175,53 @@ async fn what_an_operator_did_is_adopted_and_written_down() {
     assert_eq!((adopted.from_count, adopted.to_count), (1, 3));
     assert!(adopted.sentence.contains("operator"), "{}", adopted.sentence);
     assert_eq!(*fleet.told.borrow(), [1], "what is there already is not asked for");
+}
+
+#[tokio::test]
+async fn the_time_of_work_is_what_the_database_measured() {
+    let database = database().await;
+    let fleet = Counting::new();
+    send(&database, 500).await;
+    let bus = Bus::new(database.pool.clone());
+    let route = Route::constant("rag", "embed");
+    let holder = "rag-embed/0#1";
+    let lease = Duration::from_secs(60);
+    let request = ClaimRequest { route: &route, holder, instance: None, max_messages: 4, lease };
+    let claimed = bus.claim(&request).await.expect("there is work");
+    sqlx::query("select pg_sleep(0.2)").execute(&database.pool).await.expect("it works on it");
+    for message in &claimed {
+        assert!(bus.complete(&message.fence(), holder, &Completion::default()).await.expect("it is done"));
+    }
+    let measured = "select avg(extract(epoch from done_at - claimed_at) * 1000)::float8 from public.agent_messages where status = 'done'";
+    let measured: f64 = sqlx::query_scalar(measured).fetch_one(&database.pool).await.expect("four are done");
+    // however long the test takes, the four ends are within
+    let running = start(&database, &fleet, Pace { rate_window: Duration::from_secs(300), ..FAST });
+    fleet.asked_for(&[4]).await;
+    running.end().await;
+    let decisions = Pools::new(database.pool.clone()).decisions("rag-embed", 10).await.expect("the table is there");
+    let service_ms = decisions[0].inputs["service_ms"].as_f64().expect("a number");
+    // what was assumed, 1000 ms, weighs a tenth of the first measurement
+    let of_assumption = (1000.0 - measured).abs() / 11.0;
+    assert!((service_ms - measured).abs() <= of_assumption + 1.0, "{service_ms} decided, {measured} measured");
+}
+
+#[tokio::test]
+async fn a_drained_pool_is_left_alone_until_it_is_back() {
+    let database = database().await;
+    let fleet = Counting::new();
+    fleet.steer(DRAINED);
+    let running = start(&database, &fleet, FAST);
+    send(&database, 500).await;
+    let pools = Pools::new(database.pool.clone());
+    // it is owned, and then looked at many times
+    while pools.list().await.expect("the table is there").iter().all(|pool| pool.owner.is_none()) {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        assert_eq!(pools.decisions("rag-embed", 1).await.expect("the table is there"), []);
+        assert!(fleet.told.borrow().is_empty());
+    }
+    fleet.steer(1);
+    fleet.asked_for(&[4]).await;
+    running.end().await;
 }
