@@ -1105,3 +1105,22 @@ begin
   end if;
 end
 $$;
+
+create function bus.hand_back_unheld(holder text, route text, held uuid[]) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  rest record;
+begin
+  select array_agg(h.id) as ids, array_agg(h.attempt) as attempts into rest
+    from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+   where c.holder = hand_back_unheld.holder and c.route = hand_back_unheld.route
+     and c.lease_until > (select clock_timestamp()) and h.id <> all (held);
+  return case when rest.ids is null then 0 else bus.release(rest.ids, rest.attempts, hand_back_unheld.holder) end;
+end
+$$;
+comment on function bus.hand_back_unheld(text, text, uuid[])
+  is 'Hands back what a holder has claimed of a route (service/role/shard) and does not know of, as after a claim whose answer was lost; answers how many.';
+revoke all on function bus.hand_back_unheld(text, text, uuid[]) from public, anon, authenticated;
+grant execute on function bus.hand_back_unheld(text, text, uuid[]) to service_role;

@@ -312,6 +312,21 @@ impl Bus {
         Ok(u64::from(released.unsigned_abs()))
     }
 
+    /// Hands back what `holder` has claimed of a route beside `held`, the messages that it knows of: after a claim whose
+    /// answer was lost, nobody else would work on them before the lease ends. Answers how many.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hand_back_unheld(&self, route: &Route, holder: &str, held: &[Uuid]) -> Result<u64, Error> {
+        let released: i32 = sqlx::query_scalar("select bus.hand_back_unheld($1, $2, $3)")
+            .bind(holder)
+            .bind(route.to_string())
+            .bind(held)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(u64::from(released.unsigned_abs()))
+    }
+
     /// Requeues up to `max_rows` messages whose lease has passed; answers how many.
     ///
     /// # Errors

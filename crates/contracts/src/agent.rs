@@ -90,7 +90,7 @@ impl fmt::Display for AgentState {
 }
 
 /// Kind of machine that a process found itself on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Environment {
     /// In a container.
@@ -98,18 +98,19 @@ pub enum Environment {
     /// On a cloud machine.
     Cloud,
     /// On a plain host.
+    #[default]
     Host,
 }
 
-/// Where an agent runs and what it has there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where an agent runs and what it has there; what an agent of another language leaves out is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Location {
     /// Detected kind of machine.
     pub environment: Environment,
     /// Host name.
     pub host: String,
     /// Region, where the environment tells.
-    #[serde(default)]
     pub region: Option<String>,
     /// Logical processors that it may use.
     pub cpus: u32,
@@ -126,4 +127,14 @@ pub struct Endpoint {
     pub protocol: String,
     /// Its URL.
     pub url: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_may_tell_nothing() {
+        assert_eq!(serde_json::from_str::<Location>("{}").ok(), Some(Location::default()));
+    }
 }

@@ -68,6 +68,10 @@ impl Leases {
         }
     }
 
+    pub(crate) fn ids(&self) -> Vec<Uuid> {
+        self.lock().keys().copied().collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }

@@ -1,6 +1,12 @@
 //! The loop of a worker: claim what fits, hand it to attempts, sleep until a hint, the next due message or the poll.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use cogo_bus_core::{Bus, ClaimRequest, Wake, WakeUps};
 use cogo_contracts::Route;
@@ -80,6 +86,8 @@ pub(crate) struct Worker<H> {
     keepers_pulse: Arc<Pulse>,
     throttle: Throttle,
     able: watch::Receiver<bool>,
+    /// Whether the last claim has an unknown outcome: what it took would wait for the end of its lease.
+    unsure: AtomicBool,
 }
 
 /// Why a turn of the loop found nothing to start.
@@ -128,6 +136,7 @@ impl<H: Handler> Worker<H> {
             freed: Arc::new(Notify::new()),
             throttle,
             able,
+            unsure: AtomicBool::new(false),
         }
     }
 
@@ -211,8 +220,15 @@ impl<H: Handler> Worker<H> {
         let instance = holder.split_once('#').map(|(instance, _)| instance);
         let request =
             ClaimRequest { route: &self.route, holder, instance, max_messages: free.min(1000), lease: self.pace.lease };
+        if !self.is_sure(holder).await {
+            return Turn::Unreachable;
+        }
         let asked = tokio::time::Instant::now();
+        // also when this future is dropped on the way
+        self.unsure.store(true, Ordering::Relaxed);
         let claimed = in_time(self.pace.patience, self.attempts.bus.claim(&request)).await;
+        let is_known = matches!(claimed, Ok(_) | Err(cogo_bus_core::Error::Conflict { .. }));
+        self.unsure.store(!is_known, Ordering::Relaxed);
         let count = claimed.as_ref().map_or(0, Vec::len);
         self.attempts.metrics.received(&self.route, count as u64, asked.elapsed());
         let claimed = match claimed {
@@ -241,6 +257,26 @@ impl<H: Handler> Worker<H> {
             });
         }
         Turn::Started
+    }
+
+    /// Hands back what an earlier claim took without our hearing of it; false if the database does not answer.
+    async fn is_sure(&self, holder: &str) -> bool {
+        if !self.unsure.load(Ordering::Relaxed) {
+            return true;
+        }
+        // what is in hand is known exactly here: only this loop claims for the route
+        let held = self.attempts.leases.ids();
+        match in_time(self.pace.patience, self.attempts.bus.hand_back_unheld(&self.route, holder, &held)).await {
+            Ok(0) => true,
+            Ok(count) => {
+                info!(route = %self.route, count, "handed back what a claim took whose answer was lost");
+                true
+            }
+            Err(error) => {
+                warn!(error = format!("{:#}", anyhow::Error::from(error)), "look for claims whose answer was lost");
+                false
+            }
+        }
     }
 
     /// Whether the token of a message in hand has fired.

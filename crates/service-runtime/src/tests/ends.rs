@@ -1,6 +1,6 @@
 //! How attempts end that the database refuses, or that somebody takes back while the worker is busy.
 
-use cogo_bus_core::Wake;
+use cogo_bus_core::{ClaimRequest, Wake};
 use tokio::sync::broadcast;
 
 use super::*;
@@ -40,4 +40,38 @@ async fn busy_worker_hears_of_what_was_taken_back() {
     assert!(matches!(worker.turn("worker/0#test", &mut heard).await, Turn::Started));
     assert!(worker.is_dropping(taken_back));
     stop.hard().cancel();
+}
+
+#[tokio::test]
+async fn what_a_claim_took_whose_answer_was_lost_is_handed_back_before_its_lease_ends() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    let (stop, (_heartbeat, member)) = (Stop::default(), join(&bus));
+    let worker = Worker::new(Obedient::default(), pace(), surroundings(bus.clone(), WakeUps::default(), member, &stop));
+    let tenant = Tenant::new("acme").unwrap();
+    let message = NewMessage::new(ROUTE, Some(tenant), json!({"what": "hang"}));
+    let (_hints, mut heard) = broadcast::channel(4);
+    let holder = "worker/0#test";
+    let held = bus.enqueue(&message).await.unwrap().id;
+    assert!(matches!(worker.turn(holder, &mut heard).await, Turn::Started));
+    let lost = bus.enqueue(&message).await.unwrap().id;
+    let request = ClaimRequest { route: &ROUTE, holder, instance: None, max_messages: 1, lease: PATIENCE };
+    assert_eq!(bus.claim(&request).await.unwrap().len(), 1, "in the database it is claimed");
+    // a worker that knows how its last claim ended asks for nothing
+    assert!(matches!(worker.turn(holder, &mut heard).await, Turn::Empty));
+    rename(&database.pool, "claim", "hidden").await;
+    assert!(matches!(worker.turn(holder, &mut heard).await, Turn::Unreachable));
+    rename(&database.pool, "hidden", "claim").await;
+    assert!(matches!(worker.turn(holder, &mut heard).await, Turn::Started));
+    let attempts: Vec<(uuid::Uuid, i16)> = sqlx::query_as("select id, attempts from public.agent_messages order by id")
+        .fetch_all(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(attempts, [(held, 1), (lost, 2)]);
+    stop.hard().cancel();
+}
+
+async fn rename(pool: &PgPool, from: &str, to: &str) {
+    let statement = format!("alter function bus.{from} rename to {to}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(pool).await.unwrap();
 }
