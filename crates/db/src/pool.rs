@@ -10,7 +10,7 @@ use sqlx::{
 /// Port on which Supabase's pooler speaks transaction mode, where prepared statements do not survive.
 const TRANSACTION_POOLER_PORT: u16 = 6543;
 /// A connection that rested longer is asked whether it still lives; asking at each use would cost as much as a small statement.
-const TRUSTED_REST: Duration = Duration::from_secs(1);
+const TRUSTED_REST: Duration = Duration::from_millis(100);
 
 /// How a process connects.
 #[derive(Debug, Clone)]
