@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::{
     Claim, Handler, RetryPolicy,
@@ -187,7 +187,8 @@ impl<H: Handler> Attempts<H> {
         self.leases.remove(id);
         match &end {
             End::Failed(failure) => warn!(outcome = outcome.as_str(), error = failure.reason, "message {id} failed"),
-            End::Done(..) => info!(outcome = outcome.as_str(), "message {id} handled"),
+            // the row tells it too: a line for each would cost as much as a small handler
+            End::Done(..) => debug!(outcome = outcome.as_str(), "message {id} handled"),
             End::Released | End::Lost => info!(outcome = outcome.as_str(), "message {id} dropped"),
         }
         outcome

@@ -1,12 +1,13 @@
 //! Gathers completions: whatever has come in while one batch was being written is the next batch. An idle worker
 //! waits for nothing, a busy one pays one commit for many messages.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use cogo_bus_core::{Bus, Completion, Error, Fence};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
+use uuid::Uuid;
 
 use crate::passing::{in_time, is_away, silent};
 
@@ -76,6 +77,7 @@ async fn write_batch(bus: &Bus, patience: Duration, holder: &str, batch: Vec<Ord
             batch.iter().map(|order| (order.fence.clone(), order.completion.clone())).collect();
         match in_time(patience, bus.complete_many(&ended, holder)).await {
             Ok(recorded) => {
+                let recorded: HashSet<Uuid> = recorded.into_iter().collect();
                 for order in batch {
                     let ours = recorded.contains(&order.fence.id);
                     // an attempt that no longer waits was dropped; its message is recorded all the same

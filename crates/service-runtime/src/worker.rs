@@ -37,6 +37,10 @@ const LOOKS_GROW: u32 = 4;
 const SOON: Duration = Duration::from_millis(50);
 /// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
 const FULL_RECHECK: Duration = Duration::from_secs(1);
+/// How long a nearly full worker lets hands become free before it claims for them together.
+const GATHER: Duration = Duration::from_millis(2);
+/// A worker with fewer hands claims for each as it becomes free.
+const MANY_HANDS: usize = 8;
 /// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(3);
 /// How long an answer of the database to a claim is waited for once the hard stop has fired: what it hands out can then
@@ -155,6 +159,9 @@ impl<H: Handler> Worker<H> {
         let mut pause = FIRST_PAUSE;
         let mut look = FIRST_LOOK;
         while let Some(holder) = self.active_holder().await {
+            if self.is_nearly_full() {
+                tokio::time::sleep(GATHER).await;
+            }
             let Some(turn) = self.unless_given_up(self.turn(&holder, &mut hints)).await else { break };
             let full = matches!(turn, Turn::Full);
             let wait = match turn {
@@ -257,6 +264,13 @@ impl<H: Handler> Worker<H> {
             });
         }
         Turn::Started
+    }
+
+    /// Whether so few hands are free that claiming for them at once would be a statement for each message.
+    fn is_nearly_full(&self) -> bool {
+        let most = usize::from(self.throttle.most(self.pace.concurrency));
+        let free = most.saturating_sub(self.attempts.leases.len());
+        most >= MANY_HANDS && free < most / 4
     }
 
     /// Hands back what an earlier claim took without our hearing of it; false if the database does not answer.
