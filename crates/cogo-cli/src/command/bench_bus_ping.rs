@@ -1,6 +1,7 @@
 //! Pings: one message there and back, as a sender sees it, on an idle bus and on a busy one.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -100,16 +101,20 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     let load = load.on_own_connection();
 
     let (mut claimed_ms, mut seen_ms) = (Vec::new(), Vec::new());
+    let mut begun = HashMap::new();
     for _ in 0..samples {
         let began = Instant::now();
         let id = load.ask(PING, PATIENCE, &wakeups).await?;
         seen_ms.push(milliseconds(began.elapsed()));
-        while let Ok((of, at)) = claimed.try_recv() {
-            if of == id {
-                claimed_ms.push(milliseconds(at.duration_since(began)));
-            }
-        }
+        begun.insert(id, began);
         tokio::time::sleep(PAUSE).await;
+    }
+    // the worker tells of a claim after its completion, which the sender may have seen before
+    while !begun.is_empty() {
+        let Ok(Some((of, at))) = tokio::time::timeout(PATIENCE, claimed.recv()).await else { break };
+        if let Some(began) = begun.remove(&of) {
+            claimed_ms.push(milliseconds(at.duration_since(began)));
+        }
     }
     if let Some(ended) = worker.try_join_next() {
         crate::command::bench_bus_load::flat(ended)?;
