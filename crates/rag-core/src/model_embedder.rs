@@ -62,6 +62,19 @@ pub async fn embedder_of(settings: Settings) -> Result<Box<dyn Embedder>, EmbedE
     Ok(Box::new(HashEmbedder::default()))
 }
 
+impl EmbedError {
+    /// Whether it says something about the provider, rather than about this one request.
+    #[must_use]
+    pub fn tells_against_provider(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Shape { .. } => true,
+            Self::Refused(source) => {
+                source.downcast_ref::<ModelError>().is_some_and(ModelError::tells_against_provider)
+            }
+        }
+    }
+}
+
 fn told(error: ModelError) -> EmbedError {
     if error.is_retriable() { EmbedError::Unavailable(Box::new(error)) } else { refused(error) }
 }

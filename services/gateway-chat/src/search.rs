@@ -6,12 +6,12 @@ use std::{
 };
 
 use cogo_model_client::Settings as ModelSettings;
-use cogo_rag_core::{Embedder, HashEmbedder, Searcher, embedder_of};
+use cogo_rag_core::{Embedder, GuardedEmbedder, HashEmbedder, Searcher, embedder_of};
 use cogo_service_runtime::Dependency;
 use sqlx::PgPool;
 use tracing::{info, warn};
 
-use crate::guarded::{GuardedEmbedder, guarded};
+use crate::guarded::guarded;
 
 /// Longest wait for the embedding model at the start and at each later try.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -68,7 +68,11 @@ impl Search {
             }
         };
         info!(embedder = embedder.identity(), "embedding model reached");
-        let embedder: Arc<dyn Embedder> = Arc::new(GuardedEmbedder { embedder, guard });
+        let embedder = GuardedEmbedder::new(embedder, move |call| {
+            let guard = guard.clone();
+            Box::pin(async move { guarded(&guard, call).await })
+        });
+        let embedder: Arc<dyn Embedder> = Arc::new(embedder);
         let searcher = Arc::new(Searcher::new(self.pool.clone(), Some(embedder)));
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current { searcher, is_complete: true };
         true

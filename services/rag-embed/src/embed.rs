@@ -1,17 +1,19 @@
 //! The handler of rag/embed.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use anyhow::Context;
 use cogo_contracts::{EmbedReply, EmbedRequest, Route, Usage, routes};
 use cogo_model_client::Settings as ModelSettings;
-use cogo_rag_core::{EmbedError, Embedder, Error, WalkLimits, embed_files, embed_pending, embedder_of, index_files};
+use cogo_rag_core::{
+    EmbedError, Embedder, Error, GuardedEmbedder, WalkLimits, embed_files, embed_pending, embedder_of, index_files,
+};
 use cogo_service_runtime::{AllowedRoots, Claim, Dependency, Handler, HandlerError, Unanswered};
 use sqlx::PgPool;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
-use crate::guarded::{GuardedEmbedder, guarded};
+use crate::guarded::guarded;
 
 /// Chunks that get their vectors in one go; between two goes the claim's token is heeded.
 const CHUNKS_PER_GO: u32 = 256;
@@ -42,8 +44,12 @@ impl Embed {
             } else {
                 info!(embedder = embedder.identity(), "embedding model reached");
             }
-            let guarded: Box<dyn Embedder> = Box::new(GuardedEmbedder { embedder, guard: self.guard.clone() });
-            Ok(guarded)
+            let guard = self.guard.clone();
+            let embedder = GuardedEmbedder::new(Arc::from(embedder), move |call| {
+                let guard = guard.clone();
+                Box::pin(async move { guarded(&guard, call).await })
+            });
+            Ok(Box::new(embedder) as Box<dyn Embedder>)
         };
         let embedder = self.embedder.get_or_try_init(reach).await.map_err(|error: EmbedError| failure(error.into()))?;
         Ok(&**embedder)

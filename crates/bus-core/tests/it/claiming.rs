@@ -178,9 +178,15 @@ async fn routes_and_shards_do_not_mix() {
 #[tokio::test]
 async fn claim_without_limits_of_reason_is_refused() {
     let (bus, _database) = bus().await;
-    for (holder, max_messages, lease) in
-        [("", 1, LEASE), ("w", 0, LEASE), ("w", 1001, LEASE), ("w", 1, Duration::ZERO), ("w", 1, Duration::MAX)]
-    {
+    let long = "w".repeat(201);
+    for (holder, max_messages, lease) in [
+        ("", 1, LEASE),
+        (long.as_str(), 1, LEASE),
+        ("w", 0, LEASE),
+        ("w", 1001, LEASE),
+        ("w", 1, Duration::ZERO),
+        ("w", 1, Duration::MAX),
+    ] {
         let request = ClaimRequest { route: &ROUTE, holder, instance: None, max_messages, lease };
         assert!(matches!(bus.claim(&request).await, Err(Error::Refused { .. })), "{request:?}");
     }

@@ -4,7 +4,7 @@ use cogo_bus_core::{Bus, Error};
 use cogo_contracts::{NewMessage, Tenant};
 use serde_json::json;
 
-use crate::support::{ROUTE, bus, claim, claim_one, message, numbered};
+use crate::support::{ROUTE, bus, claim, claim_one, message, numbered, statuses};
 
 #[tokio::test]
 async fn plain_insert_is_a_message() {
@@ -41,6 +41,50 @@ async fn insert_cannot_pretend_to_be_further_on() {
         let refused = sqlx::query(sqlx::AssertSqlSafe(statement)).execute(bus.pool()).await;
         assert!(refused.is_err(), "{columns}");
     }
+}
+
+#[tokio::test]
+async fn every_limit_of_a_message_is_refused_by_its_name() {
+    let (bus, _database) = bus().await;
+    let cases = [
+        ("payload", "'[]'", "payload_is_an_object"),
+        ("payload", "jsonb_build_object('x', repeat('x', 1048577))", "payload_at_most_1_mib"),
+        ("headers", "'[]'", "headers_are_an_object"),
+        ("headers", "jsonb_build_object('x', repeat('x', 16385))", "headers_at_most_16_kib"),
+        ("priority", "-1", "priority_between_0_and_1000"),
+        ("priority", "1001", "priority_between_0_and_1000"),
+        ("max_attempts", "0", "max_attempts_between_1_and_1000"),
+        ("max_attempts", "1001", "max_attempts_between_1_and_1000"),
+        ("shard", "65536", "shard_between_0_and_65535"),
+        ("reply_to", "repeat('x', 201)", "reply_to_at_most_200_characters"),
+        ("group_key", "''", "group_key_between_1_and_200_characters"),
+        ("group_key", "repeat('x', 201)", "group_key_between_1_and_200_characters"),
+        ("idempotency_key", "''", "idempotency_key_between_1_and_200_characters"),
+        ("limit_key", "repeat('x', 201)", "limit_key_between_1_and_200_characters"),
+        ("target_instance", "repeat('x', 201)", "target_instance_at_most_200_characters"),
+        ("expires_at", "'infinity'", "times_are_finite"),
+        ("retry_at", "'-infinity'", "times_are_finite"),
+    ];
+    for (column, value, rule) in cases {
+        let (payload, empty) = if column == "payload" { ("", "") } else { (", payload", ", '{}'") };
+        let statement = format!(
+            "insert into public.agent_messages (service, role, tenant, {column}{payload}) values ('a', 'b', 't', {value}{empty})"
+        );
+        let refused = sqlx::query(sqlx::AssertSqlSafe(statement)).execute(bus.pool()).await.unwrap_err();
+        let refused = refused.into_database_error().unwrap();
+        assert_eq!((refused.constraint(), refused.is_check_violation()), (Some(rule), true), "{column} {value}");
+    }
+    assert_eq!(statuses(&bus).await, [], "nothing was sent");
+}
+
+#[tokio::test]
+async fn one_unsound_message_refuses_its_whole_statement() {
+    let (bus, _database) = bus().await;
+    let mixed = "insert into public.agent_messages (service, role, tenant, payload, priority)
+                 select 'a', 'b', 't', '{}', case when n = 3 then 2000 else 1 end from generate_series(1, 5) as n";
+    let refused = sqlx::query(mixed).execute(bus.pool()).await.unwrap_err().into_database_error().unwrap();
+    assert_eq!(refused.constraint(), Some("priority_between_0_and_1000"));
+    assert_eq!(statuses(&bus).await, []);
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Wake, WakeUps};
+use cogo_bus_core::{Bus, Wake, WakeUps};
+use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
 use tokio::{sync::broadcast::Receiver, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{bus, claim_one, message};
+use crate::support::{bus, claim, claim_one, message};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,6 +30,28 @@ async fn sending_wakes_the_route_and_a_watched_task() {
     assert_eq!(next(&mut hints).await, Wake::Task(root));
     bus.complete(&claimed.fence(), "w", &Default::default()).await.unwrap();
     assert_eq!(next(&mut hints).await, Wake::Task(root));
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+#[tokio::test]
+async fn commit_that_is_about_to_notify_speaks_for_others_of_its_route() {
+    let (bus, _database) = bus().await;
+    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
+    let mut hints = wakeups.subscribe();
+    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut first = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut first, &message(json!({}))).await.unwrap();
+    // as a commit does before it writes to the disk
+    sqlx::raw_sql("set constraints all immediate").execute(&mut *first).await.unwrap();
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    first.commit().await.unwrap();
+    let other = NewMessage { route: Route::constant("test", "other"), ..message(json!({})) };
+    bus.enqueue(&other).await.unwrap();
+    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
+    assert_eq!(next(&mut hints).await, Wake::Ready("test/other/0".to_owned()), "one hint for both");
+    assert_eq!(claim(&bus, "w", 10).await.len(), 2);
     stop.cancel();
     listening.await.unwrap();
 }

@@ -61,6 +61,11 @@ impl<E> Unanswered<E> {
         })
     }
 
+    /// The error of the call itself, or what `otherwise` makes of what kept it from an answer.
+    pub fn failure_or(self, otherwise: impl FnOnce(Unanswered<Infallible>) -> E) -> E {
+        self.failure().unwrap_or_else(otherwise)
+    }
+
     /// When it makes sense to ask again; none where that is not known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -11,7 +11,7 @@ use cogo_test_support::TestDatabase;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::PATIENCE;
+use super::{PATIENCE, wire::carry};
 use crate::{
     Again, ChildClient, ChildEvent, ChildHandle, ChildIntroduction, Children, ChildrenSettings, ConnectionSettings,
     Ended, FromChild, ToChild,
@@ -131,29 +131,6 @@ impl Parent {
         self.beating.await.unwrap();
         self.tracker.close();
         timeout(PATIENCE, self.tracker.wait()).await.expect("everything ends");
-    }
-}
-
-/// Carries bytes while the wire is intact; a cut wire drops what is on it and takes nothing new.
-async fn carry(front: TcpListener, behind: std::net::SocketAddr, wire: watch::Receiver<bool>, stop: CancellationToken) {
-    let tracker = TaskTracker::new();
-    loop {
-        let mut near = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = front.accept() => accepted.unwrap().0,
-        };
-        let (mut wire, stop) = (wire.clone(), stop.clone());
-        if !*wire.borrow() {
-            continue;
-        }
-        tracker.spawn(async move {
-            let Ok(mut far) = TcpStream::connect(behind).await else { return };
-            tokio::select! {
-                () = stop.cancelled() => {}
-                _ = wire.wait_for(|intact| !intact) => {}
-                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-            }
-        });
     }
 }
 
