@@ -57,6 +57,34 @@ async fn commit_that_is_about_to_notify_speaks_for_others_of_its_route() {
 }
 
 #[tokio::test]
+async fn only_a_message_that_is_due_before_all_others_is_told_of() {
+    let (bus, _database) = bus().await;
+    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
+    let mut hints = wakeups.subscribe();
+    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let later = |minutes: u64| NewMessage { delay_ms: Some(minutes * 60_000), ..message(json!({})) };
+    for minutes in 10..40 {
+        bus.enqueue(&later(minutes)).await.unwrap();
+    }
+    bus.enqueue_many(&[later(50), later(5), later(60)]).await.unwrap();
+    let other = NewMessage { route: Route::constant("test", "other"), ..message(json!({})) };
+    bus.enqueue(&other).await.unwrap();
+    let mut told = Vec::new();
+    loop {
+        let hint = next(&mut hints).await;
+        if hint == Wake::Ready("test/other/0".to_owned()) {
+            break;
+        }
+        told.push(hint);
+    }
+    let work = Wake::Ready("test/work/0".to_owned());
+    assert_eq!(told, [work.clone(), work], "of the first one, and of the one before it");
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+#[tokio::test]
 async fn broken_subscription_is_reopened_with_a_catch_up() {
     let (bus, _database) = bus().await;
     let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
