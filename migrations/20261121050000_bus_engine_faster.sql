@@ -157,7 +157,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   chunk record;
-  dues bigint[];
+  first_due bigint;
+  last_due bigint;
   chunks bigint[];
   missing integer := want;
   -- most chunks are full; where they are not, the next round takes as many as the last one showed to be needed
@@ -168,7 +169,7 @@ begin
   loop
     got := 0;
     seen := 0;
-    dues := '{}';
+    first_due := null;
     chunks := '{}';
     for chunk in
       select r.due, r.chunk, r.attempt, r.ids, cardinality(r.ids) as size from bus.ready r
@@ -178,7 +179,8 @@ begin
     loop
       seen := seen + 1;
       if chunk.size <= missing then
-        dues := dues || chunk.due;
+        first_due := coalesce(first_due, chunk.due);
+        last_due := chunk.due;
         chunks := chunks || chunk.chunk;
       else
         update bus.ready r set ids = chunk.ids[missing + 1:]
@@ -192,12 +194,10 @@ begin
       got := got + chunk.size;
       exit when missing = 0;
     end loop;
-    if cardinality(chunks) = 1 then
+    if cardinality(chunks) > 0 then
       delete from bus.ready r
-       where r.lane = take_share.lane and r.share = take_share.share and r.due = dues[1] and r.chunk = chunks[1];
-    elsif cardinality(chunks) > 1 then
-      delete from bus.ready r using unnest(dues, chunks) as d (due, chunk)
-       where r.lane = take_share.lane and r.share = take_share.share and r.due = d.due and r.chunk = d.chunk;
+       where r.lane = take_share.lane and r.share = take_share.share and r.due between first_due and last_due
+         and r.chunk = any (chunks);
     end if;
     exit when missing = 0 or seen < rows_wanted;
     rows_wanted := greatest(1, (missing * seen + got - 1) / got);
