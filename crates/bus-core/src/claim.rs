@@ -148,6 +148,13 @@ pub enum Settled {
     DeadLetter,
 }
 
+impl Settled {
+    /// By the status that a failure left the message in.
+    pub(crate) fn from_status(status: &str) -> Self {
+        if status == "queued" { Self::Again } else { Self::DeadLetter }
+    }
+}
+
 impl Bus {
     /// Takes up to `max_messages`, by priority then age.
     ///
@@ -294,7 +301,7 @@ impl Bus {
             .bind(failure.retry_after.map(milliseconds))
             .fetch_one(&self.pool)
             .await?;
-        Ok(status.map(|status| if status == "queued" { Settled::Again } else { Settled::DeadLetter }))
+        Ok(status.map(|status| Settled::from_status(&status)))
     }
 
     /// Hands claims back unworked, at once claimable by others.

@@ -5,8 +5,10 @@ mod broadcast;
 mod bus;
 mod claim;
 mod dead_letters;
+mod deferral;
 mod error;
 mod event;
+mod failing_in_batches;
 mod finished;
 mod partial;
 mod request;
@@ -14,6 +16,7 @@ mod schedule;
 mod stats;
 mod steering;
 mod task;
+mod tree_events;
 mod wakeups;
 
 pub use artifact::{Artifact, ArtifactDigest, ArtifactInfo, MAX_ARTIFACT_BYTES, NotADigest, StoredArtifact};
@@ -35,4 +38,5 @@ pub use stats::{
 };
 pub use steering::{CountedBy, Limit, RouteSettings};
 pub use task::{Attempt, Outcome};
+pub use tree_events::{TreeCount, TreeEvents, tree_events_after};
 pub use wakeups::{Wake, WakeUps};

@@ -1,6 +1,6 @@
 //! Tasks as seen from outside: where they stand, following them, taking them back.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use cogo_contracts::Task;
@@ -25,6 +25,13 @@ pub struct Attempt {
     pub outcome: String,
     /// Why, safe to show.
     pub error: Option<String>,
+}
+
+#[derive(sqlx::FromRow)]
+struct AttemptOf {
+    id: Uuid,
+    #[sqlx(flatten)]
+    attempt: Attempt,
 }
 
 /// How a message ended and what it answered.
@@ -102,6 +109,27 @@ impl Bus {
                 .fetch_all(&self.pool)
                 .await?;
         Ok(attempts)
+    }
+
+    /// Each attempt of each of these messages, first to last; messages that were never claimed are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn histories(&self, ids: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, Error> {
+        let rows: Vec<AttemptOf> = sqlx::query_as(
+            "select given.id, h.attempt, h.holder, h.started_at, h.ended_at, h.outcome, h.error
+               from unnest($1) as given (id)
+              cross join lateral bus.history(given.id) as h
+              order by given.id, h.attempt",
+        )
+        .bind(ids)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut histories = HashMap::<Uuid, Vec<Attempt>>::new();
+        for row in rows {
+            histories.entry(row.id).or_default().push(row.attempt);
+        }
+        Ok(histories)
     }
 
     /// How these messages ended, in the order of the ids; for a message that awaited them. Unknown ids are left out.

@@ -10,9 +10,6 @@ use crate::{
     stats::{bounded, look_back::with_seen_rows},
 };
 
-/// Dead letters that are grouped by cause, newest first.
-const GROUPED_CAP: i64 = 10_000;
-
 /// Rows by id among which the newest ends are looked for; ten times the longest list.
 const RECENT_CAP: i64 = 5000;
 
@@ -112,32 +109,10 @@ pub async fn recent_events(
 pub async fn failures(pool: &PgPool, limit: u32) -> Result<Vec<FailureGroup>, Error> {
     let mut snapshot = bounded(pool).await?;
     let groups = sqlx::query_as(
-        r"with dead as materialized (
-            select d.id, m.root_id, m.service, m.role, m.shard, m.error, d.failed_at as done_at,
-                   -- ids first, as they hold numbers; a cause is told by its first line
-                   regexp_replace(regexp_replace(regexp_replace(
-                     left(split_part(m.error, E'\n', 1), 300),
-                     '[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}', '<id>', 'gi'),
-                     '\m(0x)?(?=[a-f]*[0-9])[0-9a-f]{12,}\M', '<hex>', 'gi'),
-                     '[0-9]+', '<n>', 'g') as cause
-              from (select id, failed_at from bus.dead_letters order by failed_at desc limit $2) as d
-             -- the limit keeps the planner from reading the whole table for a join
-             cross join lateral (
-                select o.root_id, o.service, o.role, o.shard, o.error from public.agent_messages o
-                 where o.id = d.id limit 1) as m
-          )
-          select service, role, shard, cause as error, count(*) as count,
-                 min(done_at) as first_seen, max(done_at) as last_seen,
-                 (array_agg(id order by done_at desc, id desc))[1] as sample_id,
-                 (array_agg(root_id order by done_at desc, id desc))[1] as sample_root_id,
-                 (array_agg(error order by done_at desc, id desc))[1] as sample_error
-            from dead
-           group by service, role, shard, cause
-           order by last_seen desc, count desc
-           limit $1",
+        "select service, role, shard, error, count, first_seen, last_seen, sample_id, sample_root_id, sample_error
+           from bus.failure_groups($1)",
     )
-    .bind(i64::from(limit))
-    .bind(GROUPED_CAP)
+    .bind(i32::try_from(limit).unwrap_or(i32::MAX))
     .fetch_all(&mut *snapshot)
     .await?;
     snapshot.commit().await?;
