@@ -1,0 +1,241 @@
+//! What a handler may answer and ask for, and where its messages come from.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, ClaimRequest, Completion};
+use cogo_contracts::Route;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::language::{
+    Language, NO_POLL, PATIENCE, PAUSE, at_first, ended, hangs, in_both_languages, order, order_for, send, until, works,
+};
+use crate::support::{bus, delays_to_pass, until_somebody_waits_for_a_lock};
+
+const ANSWERS: Route = Route::constant("test", "answer");
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+const LONG: Duration = Duration::from_secs(600);
+const ONE_HAND: (&str, &str) = ("CONCURRENCY", "1");
+
+in_both_languages!(
+    work_ends_with_its_time_to_live,
+    delayed_message_to_an_instance_waits_for_no_poll,
+    hint_wakes_an_idle_worker,
+    own_writes_stand_with_the_completion,
+    own_writes_fall_with_a_completion_that_is_refused,
+    own_writes_fall_with_a_claim_that_is_lost,
+    large_result_stands_in_an_artifact,
+    request_on_behalf_of_a_message_is_answered,
+    failure_says_when_it_is_tried_again,
+    deferred_message_uses_up_no_attempt,
+    follow_ups_inherit_trace_and_time_left,
+    worker_of_another_shard_takes_only_its_own,
+);
+
+async fn work_ends_with_its_time_to_live(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[ONE_HAND]);
+    works(&bus).await;
+    // one that is not begun within its time, as on a machine that stands still, shows nothing
+    let id = loop {
+        let mut short = order(hangs());
+        short.ttl_ms = Some(4_000);
+        let id = send(&bus, short).await;
+        if until(&bus, id, |row| row["attempts"] == 1 || !row["done_at"].is_null()).await["attempts"] == 1 {
+            break id;
+        }
+    };
+    // its only hand is free again
+    works(&bus).await;
+    let row = ended(&bus, id).await;
+    assert_eq!((&row["status"], &row["attempts"]), (&json!("failed"), &json!(1)), "{row}");
+    let expired: bool = sqlx::query_scalar("select done_at >= expires_at from public.agent_messages where id = $1")
+        .bind(id)
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+    assert!(expired, "not before its time: {row}");
+    let reason = row["error"].as_str().unwrap();
+    assert!(reason.contains("Timeout") || reason.contains("time to live"), "{reason}");
+}
+
+async fn delayed_message_to_an_instance_waits_for_no_poll(language: Language) {
+    let (bus, database) = bus().await;
+    let mut later = order_for(language, json!({}));
+    later.delay_ms = Some(2_000);
+    let id = send(&bus, later).await;
+    let _worker = language.start(&database.url, &[NO_POLL]);
+    assert_eq!(ended(&bus, id).await["status"], "done");
+}
+
+async fn hint_wakes_an_idle_worker(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[NO_POLL]);
+    for _ in 0..3 {
+        works(&bus).await;
+    }
+}
+
+async fn table_of_deposits(bus: &Bus) {
+    sqlx::query("create table deposits (message uuid, amount integer)").execute(bus.pool()).await.unwrap();
+}
+
+async fn deposits(bus: &Bus) -> Vec<(Uuid, i32)> {
+    sqlx::query_as("select message, amount from deposits").fetch_all(bus.pool()).await.unwrap()
+}
+
+async fn own_writes_stand_with_the_completion(language: Language) {
+    let (bus, database) = bus().await;
+    table_of_deposits(&bus).await;
+    let _worker = language.start(&database.url, &[]);
+    let id = send(&bus, order(json!({"deposit": 5}))).await;
+    assert_eq!(ended(&bus, id).await["status"], "done");
+    assert_eq!(deposits(&bus).await, [(id, 5)]);
+}
+
+async fn own_writes_fall_with_a_completion_that_is_refused(language: Language) {
+    let (bus, database) = bus().await;
+    table_of_deposits(&bus).await;
+    let _worker = language.start(&database.url, &[]);
+    let against_the_contract = json!({"service": "test", "role": "work", "colour": "red"});
+    let id = send(&bus, order(json!({"deposit": 5, "follow_ups": [against_the_contract]}))).await;
+    let row = ended(&bus, id).await;
+    // no other attempt could do better
+    assert_eq!((&row["status"], &row["attempts"]), (&json!("failed"), &json!(1)), "{row}");
+    assert!(row["error"].as_str().unwrap().contains("colour"), "{row}");
+    assert!(deposits(&bus).await.is_empty());
+}
+
+async fn own_writes_fall_with_a_claim_that_is_lost(language: Language) {
+    let (bus, database) = bus().await;
+    table_of_deposits(&bus).await;
+    let _worker = language.start(&database.url, &[]);
+    let mut guard = bus.pool().begin().await.unwrap();
+    sqlx::query("lock table deposits in exclusive mode").execute(&mut *guard).await.unwrap();
+    let id = send(&bus, order(json!({"deposit": 5}))).await;
+    until_somebody_waits_for_a_lock(&bus, "into deposits").await;
+    assert_eq!(bus.cancel(id).await.unwrap(), 1);
+    guard.commit().await.unwrap();
+    works(&bus).await;
+    until_nobody_writes(&bus).await;
+    assert_eq!(ended(&bus, id).await["status"], "cancelled");
+    assert!(deposits(&bus).await.is_empty());
+}
+
+async fn until_nobody_writes(bus: &Bus) {
+    let writing =
+        "select exists (select from pg_locks where relation = 'deposits'::regclass and mode = 'RowExclusiveLock')";
+    tokio::time::timeout(PATIENCE, async {
+        while sqlx::query_scalar::<_, bool>(writing).fetch_one(bus.pool()).await.unwrap() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    })
+    .await
+    .expect("the transaction does not end");
+}
+
+async fn large_result_stands_in_an_artifact(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let text = "ä large result ".repeat(10_000);
+    let id = send(&bus, order(json!({"text": text, "snippet": "a large result, much of it"}))).await;
+    let row = ended(&bus, id).await;
+    assert_eq!(row["result_snippet"], "a large result, much of it", "{row}");
+    let digest = row["result_url"].as_str().unwrap().strip_prefix("/artifacts/").unwrap();
+    let stored: String = sqlx::query_scalar("select convert_from(content, 'utf8') from bus.get_artifact('acme', $1)")
+        .bind(digest)
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(stored, text);
+}
+
+async fn request_on_behalf_of_a_message_is_answered(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let question = json!({"service": "test", "role": "answer", "payload": {"question": "how many?"}});
+    let mut asking = order(json!({"question": question}));
+    asking.ttl_ms = Some(600_000);
+    asking.headers.insert("traceparent".to_owned(), json!(TRACE));
+    let id = send(&bus, asking).await;
+    let request = ClaimRequest { route: &ANSWERS, holder: "w", instance: None, max_messages: 1, lease: LONG };
+    let asked = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(asked) = bus.claim(&request).await.unwrap().pop() {
+                return asked;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    })
+    .await
+    .expect("nobody asks");
+    assert_eq!((asked.tenant.as_str(), &asked.headers["traceparent"]), ("acme", &json!(TRACE)));
+    assert_ne!(asked.root_id, id, "a task of its own");
+    assert!(asked.remaining_ms.unwrap() <= 600_000, "no later than its caller's time");
+    let completion = Completion { result: Some(json!({"answer": 42})), ..Completion::default() };
+    assert!(bus.complete(&asked.fence(), "w", &completion).await.unwrap());
+    let row = ended(&bus, id).await;
+    assert_eq!(
+        (&row["result"]["reply"]["status"], &row["result"]["reply"]["result"]["answer"]),
+        (&json!("done"), &json!(42))
+    );
+}
+
+async fn failure_says_when_it_is_tried_again(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let id = send(&bus, order(at_first(json!({"failure": {"retry_ms": 3_600_000}})))).await;
+    let row = until(&bus, id, |row| !row["retry_at"].is_null()).await;
+    assert_eq!(row["status"], "queued");
+    assert!(row["error"].as_str().unwrap().contains("as ordered"), "{row}");
+    let seconds: f64 = sqlx::query_scalar(
+        "select date_part('epoch', retry_at - last_error_at) from public.agent_messages where id = $1",
+    )
+    .bind(id)
+    .fetch_one(bus.pool())
+    .await
+    .unwrap();
+    assert!((3_599.0..3_601.0).contains(&seconds), "{seconds}");
+}
+
+async fn deferred_message_uses_up_no_attempt(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let mut once = order(at_first(json!({"failure": {"defer_ms": 3_600_000}})));
+    once.max_attempts = Some(1);
+    let id = send(&bus, once).await;
+    let row = until(&bus, id, |row| !row["retry_at"].is_null()).await;
+    assert_eq!((&row["status"], &row["released"]), (&json!("queued"), &json!(1)), "{row}");
+    delays_to_pass(&bus).await;
+    assert_eq!(ended(&bus, id).await["status"], "done");
+}
+
+async fn follow_ups_inherit_trace_and_time_left(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let next = json!({"service": "test", "role": "answer", "ttl_ms": 86_400_000, "payload": {"next": true}});
+    let mut parent = order(json!({"follow_ups": [next]}));
+    parent.ttl_ms = Some(600_000);
+    parent.headers.insert("traceparent".to_owned(), json!(TRACE));
+    let id = send(&bus, parent).await;
+    ended(&bus, id).await;
+    let (trace, in_time): (Value, bool) = sqlx::query_as(
+        "select c.headers -> 'traceparent', c.expires_at <= p.expires_at
+           from public.agent_messages c join public.agent_messages p on p.id = c.parent_id where p.id = $1",
+    )
+    .bind(id)
+    .fetch_one(bus.pool())
+    .await
+    .unwrap();
+    assert_eq!((trace, in_time), (json!(TRACE), true));
+}
+
+async fn worker_of_another_shard_takes_only_its_own(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[("AGENT_SHARD", "3")]);
+    let elsewhere = send(&bus, order(json!({}))).await;
+    let mut own = order(json!({}));
+    own.route = own.route.on_shard(3);
+    assert_eq!(ended(&bus, send(&bus, own).await).await["status"], "done");
+    assert_eq!(bus.message(elsewhere).await.unwrap().unwrap()["attempts"], 0);
+}
