@@ -72,6 +72,7 @@ async fn a_step_reads_only_its_own_messages() {
     let statements = [
         ("extend", "select count(*) from bus.extend($1[:4], $2[:4], 'w', 60000)"),
         ("release", "select bus.release($1[1:1], $2[1:1], 'w')::bigint"),
+        ("defer", "select bus.defer($1[10:10], $2[10:10], 'w', 60000, 'not now')::bigint"),
         ("fail", "select count(bus.fail($1[2], 'w', $2[2], 'broken'))"),
         ("complete", "select count(*) filter (where bus.complete($1[3], 'w', $2[3])) "),
         (

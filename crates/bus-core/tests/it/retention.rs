@@ -1,0 +1,169 @@
+//! Retention by days: a day goes as a whole, once all that began on it has ended and nobody is reading it.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, Completion, Failure};
+use cogo_contracts::NewMessage;
+use serde_json::json;
+use tokio_util::task::TaskTracker;
+use uuid::{Builder, Uuid};
+
+use crate::support::{ROUTE, bus, claim, claim_one, message};
+
+/// The part of the day before today, and an id of that day for each number.
+struct Yesterday {
+    part: String,
+    noon_ms: i64,
+}
+
+impl Yesterday {
+    async fn of(bus: &Bus) -> Self {
+        let (part, noon_ms): (String, i64) = sqlx::query_as(
+            "select 'bus.messages_' || to_char(day, 'YYYYMMDD'),
+                    (extract(epoch from (day + interval '12 hours') at time zone 'UTC') * 1000)::bigint
+               from (select (clock_timestamp() at time zone 'UTC')::date - 1 as day) as yesterday",
+        )
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+        Self { part, noon_ms }
+    }
+
+    fn id(&self, number: u8) -> Uuid {
+        Builder::from_unix_timestamp_millis(self.noon_ms.unsigned_abs(), &[number; 10]).into_uuid()
+    }
+
+    fn message(&self, number: u8) -> NewMessage {
+        NewMessage { id: Some(self.id(number)), ..message(json!({"number": number})) }
+    }
+
+    async fn stands(&self, bus: &Bus) -> bool {
+        sqlx::query_scalar("select to_regclass($1) is not null").bind(&self.part).fetch_one(bus.pool()).await.unwrap()
+    }
+}
+
+async fn drop_old(bus: &Bus) -> i64 {
+    sqlx::query_scalar("select bus.drop_old_partitions(clock_timestamp())").fetch_one(bus.pool()).await.unwrap()
+}
+
+async fn complete_all(bus: &Bus, follow_ups: Vec<NewMessage>) {
+    for claimed in claim(bus, "w", 100).await {
+        let completion = Completion { follow_ups: follow_ups.clone(), ..Completion::default() };
+        assert!(bus.complete(&claimed.fence(), "w", &completion).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn day_whose_messages_have_all_ended_is_dropped_and_counted() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    let old: Vec<_> = (1..=5).map(|number| yesterday.message(number)).collect();
+    bus.enqueue_many(&old).await.unwrap();
+    let today = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    assert_eq!(drop_old(&bus).await, 0, "nothing has ended");
+    let claimed = claim(&bus, "w", 100).await;
+    let (last, others) = claimed.split_last().unwrap();
+    for one in others {
+        assert!(bus.complete(&one.fence(), "w", &Completion::default()).await.unwrap());
+    }
+    assert_eq!(drop_old(&bus).await, if last.id == today { 5 } else { 0 }, "one is unfinished");
+    if last.id != today {
+        let rejected = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+        bus.fail(&last.fence(), "w", &rejected).await.unwrap().unwrap();
+        assert_eq!(drop_old(&bus).await, 5);
+    }
+    assert!(!yesterday.stands(&bus).await);
+    assert!(bus.message(yesterday.id(1)).await.unwrap().is_none());
+    assert!(bus.message(today).await.unwrap().is_some(), "today stays");
+    assert_eq!(drop_old(&bus).await, 0, "once");
+    // who sends with an id of that day is not turned away
+    bus.enqueue(&yesterday.message(9)).await.unwrap();
+    assert!(claim(&bus, "w", 100).await.iter().any(|one| one.id == yesterday.id(9)));
+}
+
+#[tokio::test]
+async fn retention_goes_by_days_and_counts_them() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    bus.enqueue_many(&[yesterday.message(1), yesterday.message(2)]).await.unwrap();
+    complete_all(&bus, Vec::new()).await;
+    assert_eq!(bus.retain(Duration::from_secs(3600), 1).await.unwrap(), 0, "they ended just now");
+    assert!(yesterday.stands(&bus).await);
+    // more than the one task that may be removed by itself
+    assert_eq!(bus.retain(Duration::ZERO, 1).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn unfinished_step_of_a_later_day_keeps_the_day_of_its_task() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    bus.enqueue_many(&[yesterday.message(1), yesterday.message(2)]).await.unwrap();
+    let claimed = claim(&bus, "w", 2).await;
+    let with_child = Completion { follow_ups: vec![NewMessage::new(ROUTE, None, json!({}))], ..Completion::default() };
+    assert!(bus.complete(&claimed[0].fence(), "w", &with_child).await.unwrap());
+    assert!(bus.complete(&claimed[1].fence(), "w", &Completion::default()).await.unwrap());
+    let open: Vec<String> =
+        sqlx::query_scalar("select tableoid::regclass::text from public.agent_messages where done_at is null")
+            .fetch_all(bus.pool())
+            .await
+            .unwrap();
+    assert!(open.len() == 1 && open[0] != yesterday.part, "the child is of a later day: {open:?}");
+    assert_eq!(drop_old(&bus).await, 0);
+    assert!(yesterday.stands(&bus).await);
+    let child = claim_one(&bus, "w").await;
+    assert!(bus.complete(&child.fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(drop_old(&bus).await, 2);
+    assert!(!yesterday.stands(&bus).await);
+}
+
+#[tokio::test]
+async fn replay_of_an_old_dead_letter_keeps_its_day() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    bus.enqueue(&yesterday.message(1)).await.unwrap();
+    let dead = claim_one(&bus, "w").await;
+    let rejected = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&dead.fence(), "w", &rejected).await.unwrap().unwrap();
+    bus.replay(dead.id).await.unwrap();
+    assert_eq!(drop_old(&bus).await, 0);
+    complete_all(&bus, Vec::new()).await;
+    assert_eq!(drop_old(&bus).await, 1);
+}
+
+#[tokio::test]
+async fn day_that_somebody_reads_goes_the_next_time_and_no_sender_waits_for_that() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    bus.enqueue(&yesterday.message(1)).await.unwrap();
+    complete_all(&bus, Vec::new()).await;
+    for table in [yesterday.part.clone(), "public.agent_messages".to_owned()] {
+        let mut reader = bus.pool().begin().await.unwrap();
+        let reads = format!("lock table only {table} in access share mode");
+        sqlx::query(sqlx::AssertSqlSafe(reads)).execute(&mut *reader).await.unwrap();
+        let dropping = TaskTracker::new().spawn({
+            let bus = bus.clone();
+            async move { drop_old(&bus).await }
+        });
+        let mut looks = 0;
+        loop {
+            let is_over = dropping.is_finished();
+            // the lock that a sender takes, had at once or not at all
+            let mut sender = bus.pool().begin().await.unwrap();
+            let locked = sqlx::query("lock table only public.agent_messages in row exclusive mode nowait")
+                .execute(&mut *sender)
+                .await;
+            assert!(locked.is_ok(), "a sender would have to wait while {table} is read: {locked:?}");
+            sender.rollback().await.unwrap();
+            looks += 1;
+            if is_over {
+                break;
+            }
+        }
+        assert!(looks > 1, "the table was looked at meanwhile");
+        assert_eq!(dropping.await.unwrap(), 0);
+        assert!(yesterday.stands(&bus).await);
+        reader.commit().await.unwrap();
+    }
+    assert_eq!(drop_old(&bus).await, 1);
+    assert!(!yesterday.stands(&bus).await);
+}
