@@ -1,9 +1,12 @@
 //! How long a lookup among 10,000 agents takes while the fleet changes, and how soon another process sees a change.
 //!
-//! `cargo bench -p cogo-registry-core` starts a Postgres of its own, prints a table and fails on no figure.
+//! `cargo bench -p cogo-registry-core --bench lookups` starts a Postgres of its own. Criterion measures the mean of each
+//! lookup and compares it with the last run; beside it stand the percentiles of single lookups, since a mean hides the
+//! slow ones. It fails on no figure.
 #![expect(clippy::print_stdout, reason = "a benchmark prints what it measured")]
 
 use std::{
+    hint::black_box,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,9 +16,11 @@ use std::{
 
 use cogo_registry_core::{Follower, Query, Registry, Snapshot, View, ViewSettings};
 use cogo_test_support::{TestDatabase, database};
+use criterion::Criterion;
 use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 const AGENTS: i64 = 10_000;
 /// Capabilities that the agents share: a hundred agents have each.
@@ -51,11 +56,16 @@ async fn measure() {
     let before = changed.load(Ordering::Relaxed);
     let (began, version) = (Instant::now(), view.version());
     let looking = view.clone();
-    let table = tokio::task::spawn_blocking(move || lookups(&looking)).await.expect("the lookups end");
+    let looked = tokio::task::spawn_blocking(move || {
+        let lookups = lookups(&looking);
+        means(&lookups);
+        lookups.iter().map(|(what, lookup)| timed(what, lookup)).collect::<Vec<_>>()
+    });
+    let table = looked.await.expect("the lookups end");
     let seconds = began.elapsed().as_secs_f64();
     let made = changed.load(Ordering::Relaxed) - before;
     println!(
-        "churn meanwhile: {:.0} changes per second, {} versions followed",
+        "\nsingle lookups, {LOOKUPS} of each; meanwhile {:.0} changes per second, {} versions followed",
         f64::from(u32::try_from(made).unwrap_or(u32::MAX)) / seconds,
         view.version() - version
     );
@@ -106,7 +116,10 @@ async fn churn(pool: PgPool, token: CancellationToken, changed: Arc<AtomicU64>) 
     }
 }
 
-fn lookups(view: &View) -> Vec<String> {
+/// A lookup by what it is called.
+type Lookup<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
+fn lookups(view: &View) -> Vec<Lookup<'_>> {
     let by_kind = Query::capability("kind-42");
     let narrow = Query::capability("kind-42")
         .tag("zone:2")
@@ -114,21 +127,42 @@ fn lookups(view: &View) -> Vec<String> {
         .region("r0")
         .limit(10);
     let all = Query::capability("route:rag/embed/0");
-    let run = view.look(|snapshot| snapshot.owner("agent-3/17").map(|entry| entry.id.instance_id));
-    let run = run.expect("the copy is fresh").value.expect("the agent is there");
+    let run: Uuid = view
+        .look(|snapshot| snapshot.owner("agent-3/17").map(|entry| entry.id.instance_id))
+        .expect("the copy is fresh")
+        .value
+        .expect("the agent is there");
+    let (of_100, narrow_2) = (by_kind.clone(), narrow.clone());
+    let (least, two) = (by_kind.clone(), by_kind.clone());
     vec![
-        timed("resolve(name/slot)", || drop(view.resolve("agent-3/17"))),
-        timed("resolve(instance)", || drop(view.resolve_run(run))),
-        timed("discover(capability), 100 of 10,000", || drop(view.discover(&by_kind))),
-        timed("discover(capability, tag, version, region)", || drop(view.discover(&narrow))),
-        timed("find_healthy(capability, tag, version, region)", || drop(view.find_healthy(&narrow))),
-        timed("least_loaded(capability), of 100", || drop(view.least_loaded(&by_kind))),
-        timed("power_of_two(capability), of 100", || drop(view.power_of_two(&by_kind))),
-        timed("power_of_two(route), of 10,000", || drop(view.power_of_two(&all))),
+        ("resolve(name/slot)", Box::new(|| drop(black_box(view.resolve("agent-3/17"))))),
+        ("resolve(instance)", Box::new(move || drop(black_box(view.resolve_run(run))))),
+        ("discover(capability), 100 of 10,000", Box::new(move || drop(black_box(view.discover(&of_100))))),
+        ("discover(capability, tag, version, region)", Box::new(move || drop(black_box(view.discover(&narrow))))),
+        ("find_healthy(capability), 100 of 10,000", Box::new(move || drop(black_box(view.find_healthy(&by_kind))))),
+        (
+            "find_healthy(capability, tag, version, region)",
+            Box::new(move || drop(black_box(view.find_healthy(&narrow_2)))),
+        ),
+        ("least_loaded(capability), of 100", Box::new(move || drop(black_box(view.least_loaded(&least))))),
+        ("power_of_two(capability), of 100", Box::new(move || drop(black_box(view.power_of_two(&two))))),
+        ("power_of_two(route), of 10,000", Box::new(move || drop(black_box(view.power_of_two(&all))))),
     ]
 }
 
-fn timed(what: &str, mut lookup: impl FnMut()) -> String {
+/// The means, as criterion tells them.
+fn means(lookups: &[Lookup<'_>]) {
+    let criterion = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    let mut criterion = criterion.configure_from_args();
+    let mut group = criterion.benchmark_group("10,000 agents under churn");
+    for (what, lookup) in lookups {
+        group.bench_function(*what, |bencher| bencher.iter(lookup));
+    }
+    group.finish();
+    criterion.final_summary();
+}
+
+fn timed(what: &str, lookup: impl Fn()) -> String {
     let mut times = Vec::with_capacity(LOOKUPS);
     for _ in 0..LOOKUPS {
         let began = Instant::now();

@@ -23,6 +23,26 @@ pub enum RolloutState {
     RolledBack,
 }
 
+impl RolloutState {
+    /// Name as the database writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Validating => "validating",
+            Self::Applying => "applying",
+            Self::Live => "live",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled_back",
+        }
+    }
+
+    /// Whether nothing will change any more.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        !matches!(self, Self::Validating | Self::Applying)
+    }
+}
+
 /// A change of configuration and what became of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rollout {
@@ -39,8 +59,8 @@ pub struct Rollout {
 }
 
 #[derive(Debug, sqlx::FromRow)]
-struct RolloutRow {
-    version: i64,
+pub(crate) struct RolloutRow {
+    pub(crate) version: i64,
     state: String,
     reason: Option<String>,
     author: String,

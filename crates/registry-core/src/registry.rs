@@ -275,7 +275,8 @@ impl Registry {
         Ok(reading::whole(&self.pool, &Snapshot::default()).await?.snapshot)
     }
 
-    /// Makes a key by which a process of this name may join; from now on the name joins with a key only.
+    /// Makes a key by which a process of this name may join; from now on the name joins with a key only,
+    /// until [`open_name`](Self::open_name).
     ///
     /// # Errors
     /// [`Error::Database`], also for a name or label that the database refuses.
@@ -286,7 +287,8 @@ impl Registry {
         Ok((key_id, key))
     }
 
-    /// Takes a key back; who is in stays in. False if it opened nothing before.
+    /// Takes a key back; who is in stays in, as [`revoke_key_and_end`](Self::revoke_key_and_end) does not have it. False
+    /// if it opened nothing before.
     ///
     /// # Errors
     /// [`Error::Database`].

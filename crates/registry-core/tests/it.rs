@@ -8,6 +8,7 @@ mod it {
     mod config;
     mod credentials;
     mod epochs;
+    mod examples;
     mod fleet;
     mod heartbeat;
     mod kv;
@@ -21,6 +22,7 @@ mod it {
     mod schemas;
     mod schemas_in_memory;
     mod slots;
+    mod standing_orders;
     mod sweep;
     mod view;
 }

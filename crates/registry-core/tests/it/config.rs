@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use cogo_registry_core::{ConfigWatcher, Configurable, Member, Proposal, Registry, RolloutState};
+use cogo_registry_core::{ConfigWatcher, Configurable, Member, NotTakenBack, Proposal, Registry, RolloutState};
 use cogo_test_support::database;
 use serde_json::{Map, Value, json};
 use tokio::{task::JoinHandle, time::timeout};
@@ -203,4 +203,63 @@ async fn a_watcher_that_does_not_answer_ends_the_rollout() {
     assert_eq!(ends(&registry, version).await.0, RolloutState::RolledBack);
     assert!(registry.config().await.unwrap().is_empty());
     assert!(registry.rollout(version + 100).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_rollout_tells_what_it_changed_and_who_answered() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let watching = Watching::start(&registry, "rag-embed", 0).await;
+    let first = Proposal::new("ops").set("rag-embed", document(json!({"limit": 1}))).note("first").within(30_000, 0);
+    let first = registry.propose_config(&first).await.unwrap();
+    assert_eq!(ends(&registry, first).await.0, RolloutState::Live);
+    let refused = Proposal::new("ops").set("rag-embed", document(json!({"limit": -1})));
+    let refused = registry.propose_config(&refused).await.unwrap();
+    assert_eq!(ends(&registry, refused).await.0, RolloutState::Refused);
+
+    let records = registry.rollouts(10).await.unwrap();
+    let [newest, oldest] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!((newest.rollout.version, oldest.rollout.version), (refused, first));
+    let answers = |record: &cogo_registry_core::RolloutRecord| -> Vec<String> {
+        record.answers.iter().map(|it| it.answer.clone()).collect()
+    };
+    assert_eq!(
+        (answers(oldest), answers(newest)),
+        (vec!["valid".to_owned(), "applied".to_owned()], vec!["invalid".to_owned()])
+    );
+    assert!(oldest.answers.iter().all(|answer| answer.holder.starts_with("rag-embed/0#")));
+    assert_eq!(newest.answers[0].detail.as_deref(), Some("limit must not be negative"));
+    assert_eq!(Value::Object(oldest.changes.clone()), json!({"rag-embed": {"limit": 1}}));
+    assert_eq!(Value::Object(oldest.before.clone()), json!({"rag-embed": null}));
+    assert_eq!((oldest.note.as_deref(), oldest.awaited.len()), (Some("first"), 0));
+    assert!(registry.rollout_record(first + 1000).await.unwrap().is_none());
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn what_held_before_a_rollout_holds_again_if_nobody_changed_it_since() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let live = async |proposal: Proposal| {
+        let version = registry.propose_config(&proposal.within(30_000, 0)).await.unwrap();
+        assert_eq!(ends(&registry, version).await.0, RolloutState::Live);
+        version
+    };
+    let set = |limit: i64| Proposal::new("ops").set("rag-embed", document(json!({"limit": limit})));
+    let (one, two) = (live(set(1)).await, live(set(2)).await);
+    live(Proposal::new("ops").set("kg-builder", document(json!({"limit": 9})))).await;
+    let overtaken = registry.taking_back(one, "ops").await.unwrap_err();
+    assert!(matches!(overtaken, NotTakenBack::Overtaken { by, .. } if by == two), "{overtaken:?}");
+    assert!(matches!(registry.taking_back(999, "ops").await, Err(NotTakenBack::NoSuchRollout { .. })));
+    let late = registry.taking_back(two, "ops").await.unwrap();
+    live(registry.taking_back(two, "ops").await.unwrap()).await;
+    let held = registry.config().await.unwrap();
+    assert_eq!(held, [("kg-builder".to_owned(), json!({"limit": 9})), ("rag-embed".to_owned(), json!({"limit": 1}))]);
+    assert!(registry.propose_config(&late).await.is_err(), "it was made for another version");
+
+    let under_way = registry.propose_config(&set(3).within(30_000, 3_600_000)).await.unwrap();
+    assert_eq!(registry.rollout_under_way().await.unwrap().unwrap().version, under_way);
+    assert!(matches!(registry.taking_back(under_way, "ops").await, Err(NotTakenBack::DoesNotHold { .. })));
+    assert!(registry.roll_back_config(under_way, "ops", "no").await.unwrap());
+    assert_eq!(registry.rollout_under_way().await.unwrap(), None);
 }

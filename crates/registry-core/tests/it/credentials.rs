@@ -108,3 +108,94 @@ async fn the_heartbeat_renews_what_a_token_says() {
     timeout(Duration::from_secs(30), renewed).await.expect("later beats make later ends");
     following.stop().await;
 }
+
+#[tokio::test]
+async fn revoking_a_key_ends_who_joined_with_it_and_closes_the_name() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let (key_id, key) = registry.issue_key("rag-embed", "the cellar").await.unwrap();
+    let (other_id, other) = registry.issue_key("rag-embed", "the attic").await.unwrap();
+    let joined = registry.register(&registration("rag-embed", 0).key(&key)).await.unwrap();
+    let stays = registry.register(&registration("rag-embed", 1).key(&other)).await.unwrap();
+    registry.activate(joined.instance_id).await.unwrap();
+    let sent: uuid::Uuid =
+        sqlx::query_scalar("select bus.enqueue('rag', 'embed', 'acme', '{}')").fetch_one(&database.pool).await.unwrap();
+    let claimed: Vec<uuid::Uuid> =
+        sqlx::query_scalar("select c.id from bus.claim('rag', 'embed', 0, $1, instance => 'rag-embed/0') as c")
+            .bind(&joined.holder)
+            .fetch_all(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(claimed, [sent]);
+    let in_with = |keys: &[cogo_registry_core::KeyRecord]| keys.iter().map(|it| it.agents.clone()).collect::<Vec<_>>();
+    assert_eq!(in_with(&registry.keys().await.unwrap()), [["rag-embed/0"], ["rag-embed/1"]]);
+
+    let revoked = registry.revoke_key_and_end(key_id, "ops").await.unwrap();
+    assert_eq!((revoked.revoked, revoked.ended, revoked.requeued), (true, 1, 1));
+    let again = registry.revoke_key_and_end(key_id, "ops").await.unwrap();
+    assert_eq!((again.revoked, again.ended), (false, 0));
+    assert!(matches!(registry.beat(&joined, 1, 0).await, Err(Error::Ended { .. })));
+    registry.beat(&stays, 1, 0).await.unwrap();
+    let ended = registry.ended(1).await.unwrap().remove(0);
+    assert_eq!(ended.end_reason.as_deref(), Some("key revoked by ops"));
+
+    // the last key is gone: the name does not fall open, neither to the old key nor to none
+    assert!(registry.revoke_key(other_id).await.unwrap());
+    registry.beat(&stays, 2, 0).await.unwrap();
+    for shown in [registration("rag-embed", 0).key(&key), registration("rag-embed", 0)] {
+        assert!(matches!(registry.register(&shown).await, Err(Error::KeyRefused)));
+    }
+    let late = registry.revoke_key_and_end(other_id, "ops").await.unwrap();
+    assert_eq!((late.revoked, late.ended), (false, 1), "a key that was revoked gently can still end its runs");
+    let (_, third) = registry.issue_key("rag-embed", "new").await.unwrap();
+    assert_eq!(registry.open_name("rag-embed").await.unwrap(), None, "one of its keys opens");
+    registry.register(&registration("rag-embed", 0).key(&third)).await.unwrap();
+    for key in registry.keys().await.unwrap() {
+        registry.revoke_key(key.key_id).await.unwrap();
+    }
+    assert_eq!(registry.open_name("rag-embed").await.unwrap(), Some(3));
+    registry.register(&registration("rag-embed", 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_dead_once_the_key_behind_it_is_revoked() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let (key_id, key) = registry.issue_key("rag-embed", "the cellar").await.unwrap();
+    let following = Following::start(&registry).await;
+    let mut running = Running::with(&registry, registration("rag-embed", 0).key(&key));
+    running.member.activate();
+    running.until_active().await;
+    let token = running.member.token("gateway").unwrap();
+    following.caught_up(&registry).await;
+    following.view.verify(&token, "gateway").unwrap();
+    assert_eq!(registry.revoke_key_and_end(key_id, "ops").await.unwrap().ended, 1);
+    following.caught_up(&registry).await;
+    assert_eq!(following.view.verify(&token, "gateway").unwrap_err(), Refused::NotLiving);
+    running.until("fenced", |standing| matches!(standing, Standing::Fenced)).await;
+    assert_eq!(running.member.token("gateway"), None, "it makes no more tokens");
+    assert!(registry.list().await.unwrap().is_empty(), "it does not come back with that key");
+    following.stop().await;
+}
+
+#[tokio::test]
+async fn the_service_role_may_manage_keys_and_see_none_of_their_hashes() {
+    let database = database().await;
+    let statements = [
+        ("select count(*) from registry.list_keys()", true),
+        ("select * from registry.revoke_key_and_end(gen_random_uuid(), 'ops')", true),
+        ("select registry.open_name('rag-embed')", true),
+        ("select * from registry.agent_keys", false),
+        ("select * from registry.agent_key_uses", false),
+        ("select registry.key_of('rag-embed', 'x')", false),
+    ];
+    for (role, allowed) in [("service_role", true), ("anon", false), ("authenticated", false)] {
+        for (statement, for_service) in statements {
+            let mut transaction = database.pool.begin().await.unwrap();
+            let become_it = sqlx::AssertSqlSafe(format!("set local role {role}"));
+            sqlx::query(become_it).execute(&mut *transaction).await.unwrap();
+            let outcome = sqlx::query(statement).execute(&mut *transaction).await;
+            assert_eq!(outcome.is_ok(), allowed && for_service, "{role}: {statement}: {outcome:?}");
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_registry_core::{Ended, Heartbeat, HeartbeatSettings, Member, Membership, Registry, Standing};
+use cogo_registry_core::{Ended, Heartbeat, HeartbeatSettings, Member, Membership, Registration, Registry, Standing};
 use cogo_test_support::database;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,7 +30,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(registry: &Registry, name: &str, slot: u32) -> Self {
-        let (heartbeat, member) = Heartbeat::new(registry, registration(name, slot), fast());
+        Self::with(registry, registration(name, slot))
+    }
+
+    pub(crate) fn with(registry: &Registry, registration: Registration) -> Self {
+        let (heartbeat, member) = Heartbeat::new(registry, registration, fast());
         let token = CancellationToken::new();
         let task = spawn(heartbeat.run(token.clone()));
         Self { standing: member.standing(), member, token, task }

@@ -85,6 +85,16 @@ impl History {
 
 pub(super) type Histories = HashMap<Arc<str>, History>;
 
+/// Marks the child at a path, seen from the group whose children these are.
+pub(super) fn park_at(histories: &mut Histories, path: &str) {
+    let (name, below) = path.split_once('/').map_or((path, None), |(name, below)| (name, Some(below)));
+    let history = histories.entry(name.into()).or_default();
+    match below {
+        Some(below) => park_at(&mut history.inside, below),
+        None => history.parked = true,
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Child<W> {
     pub(super) spec: Arc<ChildSpec<W>>,

@@ -21,7 +21,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use crate::{End, Error, Event, Exit, GroupSpec, Node};
 
 pub use calls::{CallError, CallId, Request};
-use child::Fired;
+use child::{Fired, Histories};
 use ending::GroupEnd;
 use group::Group;
 use shared::{Shared, Signal};
@@ -116,6 +116,8 @@ pub struct Tree<W> {
     groups: HashMap<RunId, Group<W>>,
     shared: Shared<W>,
     last_picture: Option<Node>,
+    /// What is known of the children before the tree begins.
+    before: Histories,
 }
 
 impl<W: Clone> Tree<W> {
@@ -128,7 +130,18 @@ impl<W: Clone> Tree<W> {
         spec.validate()?;
         let mut shared = Shared::new(seed, patience);
         let root_run = shared.new_run();
-        Ok(Self { root: Arc::new(spec), root_run, groups: HashMap::new(), shared, last_picture: None })
+        let (groups, before) = (HashMap::new(), Histories::new());
+        Ok(Self { root: Arc::new(spec), root_run, groups, shared, last_picture: None, before })
+    }
+
+    /// Lets the children at these paths be down from the beginning, as those that were parked. Says nothing of paths that
+    /// the tree does not have.
+    #[must_use]
+    pub fn with_parked<'a>(mut self, paths: impl IntoIterator<Item = &'a str>) -> Self {
+        for path in paths {
+            child::park_at(&mut self.before, path);
+        }
+        self
     }
 
     /// Takes in what happened at this time since the tree began; times must not go back.
@@ -177,7 +190,8 @@ impl<W: Clone> Tree<W> {
         if self.shared.over.is_some() || self.groups.contains_key(&self.root_run) {
             return;
         }
-        let group = Group::new(self.root_run, None, String::new(), Arc::clone(&self.root), HashMap::new());
+        let before = std::mem::take(&mut self.before);
+        let group = Group::new(self.root_run, None, String::new(), Arc::clone(&self.root), before);
         self.insert(group);
     }
 

@@ -43,13 +43,15 @@ pub struct Options {
     pub events: usize,
     /// Whether events go to the log; not needed where a listener logs them with what it knows of the children.
     pub log: bool,
+    /// Paths of children that are down from the beginning, as if they had been [parked](Handle::park_child).
+    pub parked: Vec<String>,
 }
 
 impl Default for Options {
-    /// A seed of its own, 5 s, 1024 events, logged.
+    /// A seed of its own, 5 s, 1024 events, logged, nothing parked.
     fn default() -> Self {
         let seed = RandomState::new().build_hasher().finish();
-        Self { seed, patience: Duration::from_secs(5), events: 1024, log: true }
+        Self { seed, patience: Duration::from_secs(5), events: 1024, log: true, parked: Vec::new() }
     }
 }
 
@@ -66,6 +68,7 @@ impl Supervisor {
     /// The first rule that the specification breaks.
     pub fn start(spec: GroupSpec<Work>, options: &Options) -> Result<Handle, Error> {
         let tree = Tree::new(spec, options.seed, options.patience)?;
+        let tree = tree.with_parked(options.parked.iter().map(String::as_str));
         let (commands_in, commands) = mpsc::unbounded_channel();
         let (reports_in, reports) = mpsc::unbounded_channel();
         let (events, _) = broadcast::channel(options.events.max(1));

@@ -118,3 +118,24 @@ fn a_child_can_be_added_parked_and_a_temporary_one_is_forgotten() {
     assert_eq!(world.called("", park("c")), Ok(()));
     assert_eq!(world.called("", park("c")), Err(CallError::NotFound { name: "c".to_owned() }));
 }
+
+#[test]
+fn tree_may_begin_with_parked_children() {
+    let inner = group(Strategy::OneForOne, &["x", "y"]);
+    let spec = group(Strategy::OneForAll, &["a", "b"])
+        .child(ChildSpec::group("inner", inner.clone()))
+        .child(ChildSpec::group("whole", inner));
+    let mut world = World::new(spec);
+    let tree = std::mem::replace(&mut world.tree, World::new(group(Strategy::OneForOne, &[])).tree);
+    world.tree = tree.with_parked(["b", "inner/x", "whole", "whole/y", "nobody/at/all"]);
+    world.begin();
+    assert!(world.is_up);
+    assert_eq!(world.text(), "(a:up b:down inner(x:down y:up) whole:down)");
+    assert!(["b", "inner/x", "whole", "whole/y"].iter().all(|path| is_parked(&world, path)));
+    // as if somebody had put them down while it ran
+    world.crashed("a");
+    assert_eq!(world.text(), "(a:up b:down inner(x:down y:up) whole:down)");
+    assert_eq!(world.called("", Request::Restart("whole".to_owned())), Ok(()));
+    assert_eq!(world.called("inner", Request::Restart("x".to_owned())), Ok(()));
+    assert_eq!(world.text(), "(a:up b:down inner(x:up y:up) whole(x:up y:up))");
+}

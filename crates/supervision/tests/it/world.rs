@@ -61,9 +61,14 @@ impl World {
     /// A world whose tree has been started.
     pub(crate) fn begun(spec: GroupSpec<Manner>) -> Self {
         let mut world = Self::new(spec);
-        world.tell(Input::Begin);
-        world.settle();
+        world.begin();
         world
+    }
+
+    /// Starts its tree.
+    pub(crate) fn begin(&mut self) {
+        self.tell(Input::Begin);
+        self.settle();
     }
 
     /// The next so many starts of this worker fail.
