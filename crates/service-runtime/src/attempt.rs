@@ -1,36 +1,29 @@
 //! One attempt at one message, from the parsed request to the recorded end.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, task::Poll, time::Duration};
 
-use cogo_bus_core::{Bus, Claimed, Completion, Error as BusError, Failure, Settled};
+use cogo_bus_core::{Bus, Claimed, Completion, Failure};
 use cogo_contracts::{Assignment, Route};
 use cogo_registry_core::SchemaRegistry;
-use cogo_telemetry::{BusMetrics, Outcome};
+use cogo_telemetry::RouteMetrics;
 use futures_util::FutureExt;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, info_span};
 
 use crate::{
-    Claim, Handler, RetryPolicy,
+    Claim, Handler, HandlerError, RetryPolicy,
+    dependency::Brake,
     handler::{Effect, Streaming},
+    hands::Hands,
     leases::Leases,
-    passing::{in_time, is_passing, silent},
-    retry::Fault,
+    retry::{Deferral, Fault},
     schema_check,
-    settle::Settler,
+    settle::{Ended, Portion, Settler},
 };
 
-/// First and longest pause before the end of an attempt is written again.
-const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often an end that the database refuses for a reason of its own is written before the attempt counts as failed.
-const REFUSALS: u8 = 3;
-/// How long the end of an attempt may still be written after the hard stop.
-const LAST_WRITE: Duration = Duration::from_secs(2);
-/// A completion waits for the batch before its own, and effects are statements of their own.
-const WRITES_IN_A_ROW: u32 = 3;
-const WRITES_WITH_EFFECTS: u32 = 10;
 /// Characters of a result that lists show.
 const SNIPPET: usize = 400;
 
@@ -41,23 +34,43 @@ pub(crate) struct Attempts<H> {
     pub(crate) bus: Bus,
     /// What requests and replies are held against, where their routes have a schema.
     pub(crate) schemas: SchemaRegistry,
+    /// What is done and waits to be recorded with others.
     pub(crate) settler: Settler,
-    pub(crate) metrics: BusMetrics,
+    pub(crate) hands: Hands,
+    pub(crate) metrics: RouteMetrics,
     pub(crate) leases: Leases,
+    /// Slows the worker down while messages cannot be tried.
+    pub(crate) brake: Brake,
     /// What errors lead to.
     pub(crate) retry: RetryPolicy,
     pub(crate) lease: Duration,
     /// Longest wait for one answer of the database.
     pub(crate) patience: Duration,
     pub(crate) hard_stop: CancellationToken,
-    /// Where the streams of partial results run.
+    pub(crate) streaming: Arc<Streaming>,
+    /// Name of the spans, made once.
+    pub(crate) span_name: String,
     pub(crate) tracker: TaskTracker,
 }
 
+/// A message that was claimed.
+pub(crate) struct Taken {
+    claimed: Claimed,
+    holder: Arc<str>,
+    token: CancellationToken,
+    /// What was claimed with it.
+    portion: Arc<Portion>,
+}
+
+/// What a handler answered, or what it panicked with.
+type Handled<R> = Result<Result<R, HandlerError>, Box<dyn Any + Send>>;
+
 /// How an attempt ended.
-enum End {
+pub(crate) enum End {
     Done(Completion, Vec<Effect>),
     Failed(Failure),
+    /// Could not be tried: hand it back for later.
+    Deferred(Deferral),
     /// Shutdown: hand it back unworked.
     Released,
     /// Not ours any more: write nothing.
@@ -65,18 +78,26 @@ enum End {
 }
 
 impl<H: Handler> Attempts<H> {
-    /// Counts a claimed message as in hand; its token fires when it no longer is.
-    pub(crate) fn take_in_hand(&self, claimed: &Claimed, holder: &str) -> CancellationToken {
-        let token = self.hard_stop.child_token();
-        self.leases.add(claimed.fence(), holder, token.clone(), self.lease);
-        token
+    /// Counts claimed messages as in hand; the token of each fires when it no longer is.
+    pub(crate) fn take_in_hand(&self, claimed: Vec<Claimed>, holder: &Arc<str>) -> Vec<Taken> {
+        let portion = Arc::new(Portion::new(claimed.len()));
+        let take = |claimed| {
+            let token = self.hard_stop.child_token();
+            Taken { claimed, holder: Arc::clone(holder), token, portion: Arc::clone(&portion) }
+        };
+        let taken: Vec<Taken> = claimed.into_iter().map(take).collect();
+        self.hands.take(taken.len());
+        self.leases.add(taken.iter().map(|taken| (taken.claimed.fence(), taken.token.clone())), holder, self.lease);
+        taken
     }
 
-    /// Works on a claimed message and records how it ended.
-    pub(crate) async fn run(self: Arc<Self>, claimed: Claimed, holder: String, token: CancellationToken) {
+    /// Works on a claimed message. A completion that sends nothing is left to be recorded with others, every other end is
+    /// recorded here.
+    pub(crate) async fn run(self: Arc<Self>, taken: Taken) {
+        let claimed = &taken.claimed;
         let span = info_span!(
             "process",
-            otel.name = format!("process {}.{}", H::ROUTE.service(), H::ROUTE.role()),
+            otel.name = self.span_name,
             otel.kind = "consumer",
             message.id = %claimed.id,
             task.id = %claimed.root_id,
@@ -84,27 +105,36 @@ impl<H: Handler> Attempts<H> {
             attempt = claimed.attempt,
         );
         cogo_telemetry::link_or_parent(&span, &claimed.headers);
-        self.metrics.waited(&self.route, Duration::from_millis(claimed.waited_ms.max(0).unsigned_abs()));
-        let started = Instant::now();
+        self.metrics.waited(Duration::from_millis(claimed.waited_ms.max(0).unsigned_abs()));
         async {
-            let (claim, end) = self.attempt(claimed, holder, token).await;
-            let outcome = self.record(&claim, end).await;
-            self.metrics.processed(&self.route, outcome, started.elapsed());
+            let _hand = self.hands.hold();
+            let (started, portion) = (Instant::now(), Arc::clone(&taken.portion));
+            let (claim, end) = self.attempt(taken).await;
+            match end {
+                End::Done(completion, effects) if effects.is_empty() && completion.is_plain() => {
+                    self.settler.add(Ended { claim, completion, portion, started });
+                }
+                end => {
+                    portion.end_one();
+                    Box::pin(self.record(&claim, end, started)).await;
+                }
+            }
         }
         .instrument(span)
         .await;
     }
 
-    async fn attempt(&self, claimed: Claimed, holder: String, token: CancellationToken) -> (Claim, End) {
+    async fn attempt(&self, taken: Taken) -> (Claim, End) {
+        let Taken { mut claimed, holder, token, .. } = taken;
         let rejected = |reason| Failure { reason, retriable: false, retry_after: None };
-        let fits = schema_check::request(&self.schemas, &self.route, &claimed).await;
-        let parsed = fits.and_then(|()| parse::<H::Request>(&claimed).map_err(rejected));
+        let fits = Box::pin(schema_check::request(&self.schemas, &self.route, &claimed)).await;
+        let payload = std::mem::take(&mut claimed.payload);
+        let parsed = fits.and_then(|()| parse::<H::Request>(payload).map_err(rejected));
         let (assignment, request) = match parsed {
             Ok((assignment, request)) => (assignment, Ok(request)),
             Err(failure) => (Assignment::default(), Err(failure)),
         };
-        let streaming = Streaming { bus: self.bus.clone(), lease: self.lease, tracker: self.tracker.clone() };
-        let claim = Claim::new(claimed, assignment, holder, token, streaming);
+        let claim = Claim::new(claimed, assignment, holder, token, Arc::clone(&self.streaming));
         let end = match request {
             Err(failure) => End::Failed(failure),
             Ok(request) => self.work(request, &claim).await,
@@ -113,17 +143,18 @@ impl<H: Handler> Attempts<H> {
     }
 
     async fn work(&self, request: H::Request, claim: &Claim) -> End {
+        if claim.token().is_cancelled() {
+            return self.cut_off();
+        }
         let handled = async {
             let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind().await;
-            // readers get every part before the end
-            claim.close_partials().await;
-            let fault = match handled {
-                Ok(Ok(reply)) => return self.with_schemas(done(claim, &reply)).await,
-                Ok(Err(error)) => Fault::from(error),
-                Err(panic) => Fault::panic(panic_text(&*panic)),
-            };
-            End::Failed(self.retry.judge(&self.bus, self.patience, claim, fault).await)
+            Box::pin(self.end_of(handled, claim)).await
         };
+        tokio::pin!(handled);
+        // most handlers that wait for nothing have ended by now, and nothing needs to be watched
+        if let Poll::Ready(end) = futures_util::poll!(handled.as_mut()) {
+            return end;
+        }
         let ttl = async {
             match claim.deadline() {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -132,8 +163,7 @@ impl<H: Handler> Attempts<H> {
         };
         tokio::select! {
             biased;
-            () = self.hard_stop.cancelled() => End::Released,
-            () = claim.token().cancelled() => End::Lost,
+            () = claim.token().cancelled() => self.cut_off(),
             () = ttl => {
                 claim.token().cancel();
                 let reason = "time to live passed while it was worked on".to_owned();
@@ -141,6 +171,26 @@ impl<H: Handler> Attempts<H> {
             }
             end = handled => end,
         }
+    }
+
+    /// The end of an attempt whose token has fired, which it does at the hard stop as well.
+    fn cut_off(&self) -> End {
+        if self.hard_stop.is_cancelled() { End::Released } else { End::Lost }
+    }
+
+    async fn end_of(&self, handled: Handled<H::Reply>, claim: &Claim) -> End {
+        // readers get every part before the end
+        claim.close_partials().await;
+        let fault = match handled {
+            Ok(Ok(reply)) => return self.with_schemas(done(claim, &reply)).await,
+            Ok(Err(HandlerError::Deferred { after, source })) => {
+                self.brake.refused(Instant::now(), after);
+                return End::Deferred(Deferral::new(after, &source));
+            }
+            Ok(Err(error)) => Fault::from(error),
+            Err(panic) => Fault::panic(panic_text(&*panic)),
+        };
+        End::Failed(self.retry.judge(&self.bus, self.patience, claim, fault).await)
     }
 
     /// A result or a follow-up that breaks its schema is the handler's failure, and is not written.
@@ -151,116 +201,14 @@ impl<H: Handler> Attempts<H> {
             Err(failure) => End::Failed(failure),
         }
     }
-
-    /// Writes the end, again and again while the database is away and the message may still be ours.
-    async fn record(&self, claim: &Claim, end: End) -> Outcome {
-        let id = claim.id();
-        let mut pause = WRITE_AGAIN.0;
-        let mut refusals = 0;
-        let mut end = end;
-        let outcome = loop {
-            let (reason, retriable) = match self.write_in_time(claim, &end).await {
-                Ok(outcome) => break outcome,
-                Err(BusError::Database(error)) => {
-                    refusals += u8::from(!is_passing(&error));
-                    warn!(%error, "end of the attempt not written yet");
-                    if refusals < REFUSALS {
-                        if !self.still_ours_after(pause, claim).await {
-                            warn!("end of the attempt not written, and not ours to write any more");
-                            break Outcome::LeaseLost;
-                        }
-                        pause = (pause * 2).min(WRITE_AGAIN.1);
-                        continue;
-                    }
-                    (format!("the database refuses the completion: {error}"), true)
-                }
-                // the result itself is against the contract: that is the handler's failure, and final
-                Err(refused) => (format!("{refused:#}"), false),
-            };
-            warn!(error = reason, "completion refused");
-            if matches!(end, End::Failed(_)) {
-                break Outcome::LeaseLost;
-            }
-            refusals = 0;
-            end = End::Failed(Failure { reason, retriable, retry_after: None });
-        };
-        self.leases.remove(id);
-        match &end {
-            End::Failed(failure) => warn!(outcome = outcome.as_str(), error = failure.reason, "message {id} failed"),
-            // the row tells it too: a line for each would cost as much as a small handler
-            End::Done(..) => debug!(outcome = outcome.as_str(), "message {id} handled"),
-            End::Released | End::Lost => info!(outcome = outcome.as_str(), "message {id} dropped"),
-        }
-        outcome
-    }
-
-    /// Waits; false when the lease, the time to live, the claim or the process ended meanwhile.
-    async fn still_ours_after(&self, pause: Duration, claim: &Claim) -> bool {
-        let until = Instant::now() + pause;
-        let Some(owned) = self.leases.owned_until(claim.id()) else { return false };
-        let last = claim.deadline().map_or(owned, |deadline| deadline.min(owned));
-        tokio::select! {
-            biased;
-            () = self.hard_stop.cancelled() => false,
-            () = claim.token().cancelled() => false,
-            () = tokio::time::sleep_until(until.min(last)) => until < last,
-        }
-    }
-
-    /// A write that neither a silent database nor the end of the process can hold up.
-    async fn write_in_time(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
-        let writes = match end {
-            End::Done(_, effects) if !effects.is_empty() => WRITES_WITH_EFFECTS,
-            _ => WRITES_IN_A_ROW,
-        };
-        let last_chance = async {
-            self.hard_stop.cancelled().await;
-            tokio::time::sleep(LAST_WRITE).await;
-        };
-        tokio::select! {
-            written = in_time(self.patience * writes, self.write(claim, end)) => written,
-            () = last_chance => Err(silent()),
-        }
-    }
-
-    async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
-        let fence = claim.claimed().fence();
-        let holder = claim.holder();
-        let started = Instant::now();
-        let outcome = match end {
-            End::Done(completion, effects) if effects.is_empty() => {
-                self.settler.complete(&fence, holder, completion).await?.then_some(Outcome::Done)
-            }
-            End::Done(completion, effects) => {
-                let mut transaction = self.bus.pool().begin().await?;
-                let ours = Bus::complete_in(&mut transaction, &fence, holder, completion).await?;
-                if ours {
-                    for effect in effects {
-                        effect(&mut transaction).await?;
-                    }
-                    transaction.commit().await?;
-                }
-                ours.then_some(Outcome::Done)
-            }
-            End::Failed(failure) => self.bus.fail(&fence, holder, failure).await?.map(|settled| match settled {
-                Settled::Again => Outcome::Retry,
-                Settled::DeadLetter => Outcome::DeadLetter,
-            }),
-            End::Released => (self.bus.release(&[fence], holder).await? == 1).then_some(Outcome::Released),
-            End::Lost => None,
-        };
-        self.metrics.settled(&self.route, started.elapsed());
-        Ok(outcome.unwrap_or(Outcome::LeaseLost))
-    }
 }
 
-fn parse<R: DeserializeOwned>(claimed: &Claimed) -> Result<(Assignment, R), String> {
-    let assignment =
-        Assignment::of(&claimed.payload).map_err(|error| format!("__assignment does not parse: {error}"))?;
+fn parse<R: DeserializeOwned>(payload: Value) -> Result<(Assignment, R), String> {
+    let assignment = Assignment::of(&payload).map_err(|error| format!("__assignment does not parse: {error}"))?;
     if let Some(fault) = assignment.budget.and_then(|budget| budget.fault()) {
         return Err(format!("__assignment does not parse: {fault}"));
     }
-    let request = R::deserialize(&claimed.payload).map_err(|error| format!("payload does not parse: {error}"))?;
+    let request = R::deserialize(payload).map_err(|error| format!("payload does not parse: {error}"))?;
     Ok((assignment, request))
 }
 

@@ -107,80 +107,123 @@ fn run<S: Service>(version: &str, loaded: Loaded<S::Settings>) -> ExitCode {
 
 async fn live<S: Service>(loaded: Loaded<S::Settings>, identity: Identity, guard: &Guard) -> anyhow::Result<()> {
     let address = address::<S>(&loaded);
-    let common = loaded.frame;
-    let stop = Stop::default();
-    let tracker = TaskTracker::new();
-    tracker.spawn(stop.clone().on_signals(Duration::from_millis(common.grace_ms)));
-    let pool = pool::<S>(&common)?;
-
-    // the probes answer before the database does, so that a start that waits is seen to wait
+    let Loaded { frame: common, service: settings, .. } = loaded;
     let holder = identity.holder();
-    let replica = holder.split('#').next().unwrap_or_default();
-    let dependencies = Dependencies::new(replica, &guard.meter());
-    let health = Health::with(dependencies.clone());
-    let guarded = address.ip().is_loopback() && !S::authenticates(&loaded.service);
-    let service = Arc::new(OnceLock::new());
-    let exposition = guard.exposition();
-    let (name, header_timeout) = (S::NAME, HEADER_TIMEOUT);
-    let served =
-        Served { name, health: health.clone(), exposition, guarded, header_timeout, service: Arc::clone(&service) };
-    let (http, ending) = start_http(served, address, &stop)?;
+    let ground = Ground::prepare::<S>(&common, guard, address, &holder)?;
+    let guarded = address.ip().is_loopback() && !S::authenticates(&settings);
+    // the probes answer before the database does, so that a start that waits is seen to wait
+    let (http, ending) = start_http(ground.served(S::NAME, guarded), address, &ground.stop)?;
 
-    let leave = CancellationToken::new();
-    let ended = if wait_for_schema(&pool, &stop).await? {
-        let member = identity.join(&pool, &stop, leave.clone(), &tracker);
-        let schemas = SchemaRegistry::new(&Registry::new(pool.clone()));
-        tracker.spawn(SchemaFollower::new(&schemas).fed_by(&member).run(stop.hard().clone()));
-        let mut frame = Frame {
-            settings: loaded.service,
-            bus: Bus::new(pool.clone()),
-            schemas,
-            metrics: guard.bus_metrics(),
-            exposition: guard.exposition(),
-            meter: guard.meter(),
-            wakeups: WakeUps::default(),
-            member: member.clone(),
-            stop: stop.clone(),
-            tracker: tracker.clone(),
-            routes: Router::new(),
-            own_metrics: false,
-            chores: health.chores.clone(),
-            pulses: health.pulses.clone(),
-            parts: Vec::new(),
-            dependencies: dependencies.clone(),
-            probes: Vec::new(),
-            able: health.able(),
-            throttle: Throttle::default(),
-            live: None,
-            common,
-        };
-        tokio::select! {
-            started = S::start(&mut frame) => started.context("start the service")?,
-            () = stop.hard().cancelled() => anyhow::bail!("stopped before the service had started"),
-        }
-        tracker.spawn(frame.wakeups.clone().run(pool.clone(), stop.hard().clone()));
-        tracker.spawn(dependencies.exchange(pool.clone(), holder, stop.hard().clone()));
-        tracker.spawn(configuring::<S>(&mut frame).run(stop.hard().clone()));
-        health.ask(std::mem::take(&mut frame.probes), tokio::runtime::Handle::current())?;
-        let routes = ServiceRoutes { router: frame.routes, own_metrics: frame.own_metrics };
-        // set once: this is the only place
-        let _ = service.set(routes);
-        health.started.store(true, Ordering::Relaxed);
-        info!(%address, "cogo-{} started", S::NAME);
-        member.activate();
-        work(frame.parts, &member, &health, &stop).await
+    let ended = if wait_for_schema(&ground.pool, &ground.stop).await? {
+        let (member, parts) = ground.start::<S>(common, settings, identity, holder).await?;
+        work(parts, &member, &ground.health, &ground.stop).await
     } else {
         Ok(())
     };
-    health.ready.store(false, Ordering::Relaxed);
+    ground.health.ready.store(false, Ordering::Relaxed);
     // streams end at the soft stop
-    stop.soft().cancel();
+    ground.stop.soft().cancel();
     answer_the_last(http, &ending).await;
-    stop.hard().cancel();
-    leave.cancel();
-    let_go(&tracker, &pool).await;
+    ground.stop.hard().cancel();
+    ground.leave.cancel();
+    let_go(&ground.tracker, &ground.pool).await;
     info!("cogo-{} ended", S::NAME);
     ended
+}
+
+/// What a process has before its database answers, and keeps until its end.
+struct Ground<'a> {
+    guard: &'a Guard,
+    address: SocketAddr,
+    pool: PgPool,
+    stop: Stop,
+    tracker: TaskTracker,
+    /// Fires when the process shall leave the registry.
+    leave: CancellationToken,
+    dependencies: Dependencies,
+    health: Health,
+    /// What the service answers, once it has started.
+    routes: Arc<OnceLock<ServiceRoutes>>,
+}
+
+impl<'a> Ground<'a> {
+    fn prepare<S: Service>(
+        common: &FrameSettings,
+        guard: &'a Guard,
+        address: SocketAddr,
+        holder: &str,
+    ) -> anyhow::Result<Self> {
+        let (stop, tracker) = (Stop::default(), TaskTracker::new());
+        tracker.spawn(stop.clone().on_signals(Duration::from_millis(common.grace_ms)));
+        let replica = holder.split('#').next().unwrap_or_default();
+        let dependencies = Dependencies::new(replica, &guard.meter());
+        let health = Health::with(dependencies.clone());
+        let (leave, routes) = (CancellationToken::new(), Arc::default());
+        Ok(Self { guard, address, pool: pool::<S>(common)?, stop, tracker, leave, dependencies, health, routes })
+    }
+
+    /// What its port answers.
+    fn served(&self, name: &'static str, guarded: bool) -> Served {
+        let (health, service) = (self.health.clone(), Arc::clone(&self.routes));
+        Served { name, health, exposition: self.guard.exposition(), guarded, header_timeout: HEADER_TIMEOUT, service }
+    }
+
+    /// Joins the registry and starts the service; answers what it does from then on.
+    async fn start<S: Service>(
+        &self,
+        common: FrameSettings,
+        settings: S::Settings,
+        identity: Identity,
+        holder: String,
+    ) -> anyhow::Result<(Member, Vec<BoxFuture<'static, ()>>)> {
+        let member = identity.join(&self.pool, &self.stop, self.leave.clone(), &self.tracker);
+        let mut frame = self.frame::<S>(common, settings, &member);
+        tokio::select! {
+            started = S::start(&mut frame) => started.context("start the service")?,
+            () = self.stop.hard().cancelled() => anyhow::bail!("stopped before the service had started"),
+        }
+        self.tracker.spawn(frame.wakeups.clone().run(self.pool.clone(), self.stop.hard().clone()));
+        self.tracker.spawn(self.dependencies.clone().exchange(self.pool.clone(), holder, self.stop.hard().clone()));
+        self.tracker.spawn(configuring::<S>(&mut frame).run(self.stop.hard().clone()));
+        self.health.ask(std::mem::take(&mut frame.probes), tokio::runtime::Handle::current())?;
+        let routes = ServiceRoutes { router: frame.routes, own_metrics: frame.own_metrics };
+        // set once: this is the only place
+        let _ = self.routes.set(routes);
+        self.health.started.store(true, Ordering::Relaxed);
+        info!(address = %self.address, "cogo-{} started", S::NAME);
+        member.activate();
+        Ok((member, frame.parts))
+    }
+
+    fn frame<S: Service>(&self, common: FrameSettings, settings: S::Settings, member: &Member) -> Frame<S::Settings> {
+        let schemas = SchemaRegistry::new(&Registry::new(self.pool.clone()));
+        self.tracker.spawn(SchemaFollower::new(&schemas).fed_by(member).run(self.stop.hard().clone()));
+        Frame {
+            domain: S::DOMAIN,
+            address: self.address,
+            settings,
+            bus: Bus::new(self.pool.clone()),
+            schemas,
+            metrics: self.guard.bus_metrics(),
+            exposition: self.guard.exposition(),
+            meter: self.guard.meter(),
+            wakeups: WakeUps::default(),
+            member: member.clone(),
+            stop: self.stop.clone(),
+            tracker: self.tracker.clone(),
+            routes: Router::new(),
+            own_metrics: false,
+            chores: self.health.chores.clone(),
+            pulses: self.health.pulses.clone(),
+            parts: Vec::new(),
+            dependencies: self.dependencies.clone(),
+            probes: Vec::new(),
+            able: self.health.able(),
+            throttle: Throttle::default(),
+            live: None,
+            common,
+        }
+    }
 }
 
 /// Takes over changes of the settings while the process runs.

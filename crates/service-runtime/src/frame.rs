@@ -1,6 +1,6 @@
 //! What a service puts into the frame: its routes, workers and chores.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use axum::Router;
@@ -13,11 +13,11 @@ use futures_util::future::BoxFuture;
 use opentelemetry::metrics::Meter;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgPool;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    AllowedRoots, BatchHandler, Children, ChildrenSettings, FrameSettings, FromChild, Handler, Stop,
+    AllowedRoots, BatchHandler, FrameSettings, Handler, Stop,
     batch::Batched,
     chore::Chores,
     dependency::{Dependencies, Dependency, DependencySettings, Reach},
@@ -74,6 +74,8 @@ pub trait Service: Send + 'static {
 
 /// The frame, while a service fills it.
 pub struct Frame<S> {
+    pub(crate) domain: &'static str,
+    pub(crate) address: SocketAddr,
     pub(crate) common: FrameSettings,
     pub(crate) settings: S,
     pub(crate) bus: Bus,
@@ -224,16 +226,6 @@ impl<S> Frame<S> {
     {
         self.live =
             Some(LivePart { keys, check: Box::new(check), apply: Box::new(move |settings| Box::pin(apply(settings))) });
-    }
-
-    /// Lets agents of level 3 connect at `GET /children` and stand in the registry through this process; answers the handle
-    /// on them and what they send. The key of its name lets each in, whatever the address of this process.
-    pub fn children(&mut self, settings: ChildrenSettings) -> (Children, mpsc::Receiver<FromChild>) {
-        let registry = Registry::new(self.pool().clone());
-        let (stop, tracker) = (self.stop.soft().clone(), self.tracker.clone());
-        let (children, received) = Children::new(registry, self.member.clone(), settings, stop, tracker);
-        self.routes(children.router());
-        (children, received)
     }
 
     /// The directories whose files this process may read.

@@ -70,6 +70,16 @@ pub enum HandlerError {
         /// Why.
         source: anyhow::Error,
     },
+    /// It could not be tried, as while the circuit of its dependency is open: no attempt is used up, and no policy is
+    /// asked. It waits in the queue, where its time to live may end it; without one it becomes a dead letter after it
+    /// was handed back 1000 times, which takes three days at least. Meanwhile the worker claims less.
+    #[error("Not to be tried now")]
+    Deferred {
+        /// When it may be tried, 5 min at most.
+        after: Duration,
+        /// Why.
+        source: anyhow::Error,
+    },
     /// No attempt can do better.
     #[error("Message rejected")]
     Reject {
@@ -89,11 +99,17 @@ impl HandlerError {
         Self::OfKind { kind, after: None, source: source.into() }
     }
 
+    /// Hand it back untried, to be claimed again after this time.
+    pub fn deferred(after: Duration, source: impl Into<anyhow::Error>) -> Self {
+        Self::Deferred { after, source: source.into() }
+    }
+
     /// Try again after this time, if at all, as a service asks for that is called too often.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         match &mut self {
             Self::Retry { after, .. } | Self::OfKind { after, .. } => *after = Some(delay),
+            Self::Deferred { after, .. } => *after = delay,
             Self::Reject { .. } => {}
         }
         self
@@ -138,8 +154,7 @@ impl From<sqlx::Error> for HandlerError {
 /// A write that stands or falls with the completion. It may be called again when a commit broke off.
 pub(crate) type Effect = Box<dyn for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync>;
 
-/// Where the partial results of a claim go.
-#[derive(Clone)]
+/// Where the partial results of the claims of a worker go.
 pub(crate) struct Streaming {
     pub(crate) bus: Bus,
     pub(crate) lease: Duration,
@@ -148,16 +163,21 @@ pub(crate) struct Streaming {
 
 /// A message in the hands of a handler.
 pub struct Claim {
-    claimed: Arc<Claimed>,
-    assignment: Assignment,
-    holder: String,
-    deadline: Option<Instant>,
-    token: CancellationToken,
-    outbox: Arc<Mutex<Outbox>>,
-    streaming: Streaming,
-    partials: Arc<OnceLock<PartialWriter>>,
+    held: Arc<Held>,
     /// Where follow-ups belong, if they are sent from elsewhere.
     trace: Option<Map<String, Value>>,
+}
+
+/// What all handles on a claim share.
+struct Held {
+    claimed: Claimed,
+    assignment: Assignment,
+    holder: Arc<str>,
+    deadline: Option<Instant>,
+    token: CancellationToken,
+    outbox: Mutex<Outbox>,
+    streaming: Arc<Streaming>,
+    partials: OnceLock<PartialWriter>,
 }
 
 #[derive(Default)]
@@ -170,78 +190,69 @@ impl Claim {
     pub(crate) fn new(
         claimed: Claimed,
         assignment: Assignment,
-        holder: String,
+        holder: Arc<str>,
         token: CancellationToken,
-        streaming: Streaming,
+        streaming: Arc<Streaming>,
     ) -> Self {
         let deadline =
             claimed.remaining_ms.map(|left| Instant::now() + Duration::from_millis(left.max(0).unsigned_abs()));
-        let (claimed, outbox, partials) = (Arc::new(claimed), Arc::default(), Arc::default());
-        Self { claimed, assignment, holder, deadline, token, outbox, streaming, partials, trace: None }
+        let (outbox, partials) = (Mutex::default(), OnceLock::new());
+        let held = Held { claimed, assignment, holder, deadline, token, outbox, streaming, partials };
+        Self { held: Arc::new(held), trace: None }
     }
 
     /// The same claim for another task; what is sent from there belongs to the present span.
     pub(crate) fn share(&self) -> Self {
-        Self {
-            claimed: Arc::clone(&self.claimed),
-            assignment: self.assignment.clone(),
-            holder: self.holder.clone(),
-            deadline: self.deadline,
-            token: self.token.clone(),
-            outbox: Arc::clone(&self.outbox),
-            streaming: self.streaming.clone(),
-            partials: Arc::clone(&self.partials),
-            trace: Some(cogo_telemetry::inject_current()),
-        }
+        Self { held: Arc::clone(&self.held), trace: Some(cogo_telemetry::inject_current()) }
     }
 
     /// Id of the message: the key under which outside effects should be made only once.
     #[must_use]
     pub fn id(&self) -> Uuid {
-        self.claimed.id
+        self.held.claimed.id
     }
 
     /// The task that the message belongs to.
     #[must_use]
     pub fn task(&self) -> Uuid {
-        self.claimed.root_id
+        self.held.claimed.root_id
     }
 
     /// Number of this attempt, from 1.
     #[must_use]
     pub fn attempt(&self) -> i16 {
-        self.claimed.attempt
+        self.held.claimed.attempt
     }
 
     /// Whose message it is.
     #[must_use]
     pub fn tenant(&self) -> &str {
-        &self.claimed.tenant
+        &self.held.claimed.tenant
     }
 
     /// Who holds the claim.
     #[must_use]
     pub fn holder(&self) -> &str {
-        &self.holder
+        &self.held.holder
     }
 
     /// Budget, model and ttl that the worker must honour.
     #[must_use]
     pub fn assignment(&self) -> &Assignment {
-        &self.assignment
+        &self.held.assignment
     }
 
     /// When the time to live passes, by this process's monotonic clock counted from the claim.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        self.held.deadline
     }
 
     /// What is left of the time to live for what the handler calls, a tenth of it kept back for recording the end; none
     /// without a time to live.
     #[must_use]
     pub fn budget(&self) -> Option<Budget> {
-        let left = self.deadline?.saturating_duration_since(Instant::now());
+        let left = self.held.deadline?.saturating_duration_since(Instant::now());
         let kept = (left / 10).clamp(KEPT_BACK.0, KEPT_BACK.1);
         Some(Budget::new(Clock::system(), left.saturating_sub(kept)))
     }
@@ -263,13 +274,13 @@ impl Claim {
     /// Fires at the ttl, when the lease is lost, when the message is cancelled and at hard shutdown.
     #[must_use]
     pub fn token(&self) -> &CancellationToken {
-        &self.token
+        &self.held.token
     }
 
     /// Sends a message as a child of this one, in the transaction of its completion and not without it. It never has
     /// more time to live than is left of this one's.
     pub fn send(&self, mut message: NewMessage) {
-        if let Some(deadline) = self.deadline {
+        if let Some(deadline) = self.held.deadline {
             let left = deadline.saturating_duration_since(Instant::now()).as_millis();
             let left = u64::try_from(left).unwrap_or(u64::MAX);
             message.ttl_ms = Some(message.ttl_ms.map_or(left, |own| own.min(left)));
@@ -302,19 +313,23 @@ impl Claim {
     /// that was written is stored before the attempt ends; another attempt starts anew.
     pub fn partials(&self) -> PartialWriter {
         let start = || {
-            let Streaming { bus, lease, tracker } = &self.streaming;
-            let claim = PartialClaim { fence: self.claimed.fence(), holder: self.holder.clone(), lease: *lease };
+            let Streaming { bus, lease, tracker } = &*self.held.streaming;
+            let claim = PartialClaim {
+                fence: self.held.claimed.fence(),
+                holder: self.held.holder.as_ref().to_owned(),
+                lease: *lease,
+            };
             let (writer, flusher) =
-                PartialWriter::new(bus.clone(), claim, PartialPace::default(), self.token.child_token());
+                PartialWriter::new(bus.clone(), claim, PartialPace::default(), self.held.token.child_token());
             tracker.spawn(flusher.run());
             writer
         };
-        self.partials.get_or_init(start).clone()
+        self.held.partials.get_or_init(start).clone()
     }
 
     /// Waits until every part stands, if there are any.
     pub(crate) async fn close_partials(&self) {
-        if let Some(writer) = self.partials.get()
+        if let Some(writer) = self.held.partials.get()
             && let Err(error) = writer.close().await
         {
             debug!(%error, "partial results are not complete");
@@ -322,7 +337,7 @@ impl Claim {
     }
 
     pub(crate) fn claimed(&self) -> &Claimed {
-        &self.claimed
+        &self.held.claimed
     }
 
     /// Takes what the handler left to be written, once it has ended.
@@ -333,6 +348,6 @@ impl Claim {
 
     fn outbox(&self) -> std::sync::MutexGuard<'_, Outbox> {
         // a panic between two pushes leaves a whole outbox behind
-        self.outbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.held.outbox.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }

@@ -1,12 +1,12 @@
 //! Keeps the leases of everything a worker has in hand, in one statement per beat.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use cogo_bus_core::{Bus, Fence};
+use cogo_bus_core::{Bus, Completion, Fence};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -29,19 +29,41 @@ pub(crate) struct Leases {
 
 struct Held {
     fence: Fence,
-    holder: String,
+    holder: Arc<str>,
     token: CancellationToken,
     until: Instant,
+    /// Its end is being written, and the answer to that tells whether it was still ours.
+    is_ending: bool,
 }
 
 impl Leases {
-    pub(crate) fn add(&self, fence: Fence, holder: &str, token: CancellationToken, lease: Duration) {
-        let held = Held { holder: holder.to_owned(), token, until: Instant::now() + lease, fence: fence.clone() };
-        self.lock().insert(fence.id, held);
+    pub(crate) fn add(
+        &self,
+        claimed: impl Iterator<Item = (Fence, CancellationToken)>,
+        holder: &Arc<str>,
+        lease: Duration,
+    ) {
+        let until = Instant::now() + lease;
+        self.lock().extend(claimed.map(|(fence, token)| {
+            (fence.id, Held { fence, holder: Arc::clone(holder), token, until, is_ending: false })
+        }));
     }
 
-    pub(crate) fn remove(&self, id: Uuid) {
-        self.lock().remove(&id);
+    pub(crate) fn remove(&self, ids: &[Uuid]) {
+        let mut held = self.lock();
+        for id in ids {
+            held.remove(id);
+        }
+    }
+
+    /// The ends of these are about to be written. An extension that no longer finds them tells nothing then.
+    pub(crate) fn leave_to_their_ends(&self, ends: &[(Fence, Completion)]) {
+        let mut held = self.lock();
+        for (fence, _) in ends {
+            if let Some(entry) = held.get_mut(&fence.id) {
+                entry.is_ending = true;
+            }
+        }
     }
 
     /// Until when the worker may believe that it still owns the message.
@@ -63,7 +85,7 @@ impl Leases {
 
     /// Fires the token of everything that was claimed under another name than `holder`, the one in force.
     pub(crate) fn cancel_unless_held_by(&self, holder: Option<&str>) {
-        for held in self.lock().values().filter(|held| holder != Some(held.holder.as_str())) {
+        for held in self.lock().values().filter(|held| holder != Some(&*held.holder)) {
             held.token.cancel();
         }
     }
@@ -113,21 +135,22 @@ impl Leases {
         }
     }
 
-    fn by_holder(&self) -> HashMap<String, Vec<Fence>> {
-        let mut fences: HashMap<String, Vec<Fence>> = HashMap::new();
+    fn by_holder(&self) -> HashMap<Arc<str>, Vec<Fence>> {
+        let mut fences: HashMap<Arc<str>, Vec<Fence>> = HashMap::new();
         for held in self.lock().values() {
-            fences.entry(held.holder.clone()).or_default().push(held.fence.clone());
+            fences.entry(Arc::clone(&held.holder)).or_default().push(held.fence.clone());
         }
         fences
     }
 
     fn renewed(&self, asked: &[Fence], kept: &[Uuid], until: Instant) {
+        let kept: HashSet<Uuid> = kept.iter().copied().collect();
         let mut held = self.lock();
         for fence in asked {
             let Some(entry) = held.get_mut(&fence.id) else { continue };
             if kept.contains(&fence.id) {
                 entry.until = until;
-            } else {
+            } else if !entry.is_ending {
                 warn!(message.id = %fence.id, "lease lost, dropping the work");
                 entry.token.cancel();
             }

@@ -4,12 +4,14 @@ mod attempt;
 mod batch;
 mod children;
 mod chore;
+mod claiming;
 mod command;
 mod dependency;
 mod entry;
 mod frame;
 mod guard;
 mod handler;
+mod hands;
 mod health;
 mod identity;
 mod leases;
@@ -20,6 +22,7 @@ mod passing;
 mod probes;
 mod problem;
 mod pulse;
+mod record;
 mod retry;
 mod roots;
 mod schema_check;
@@ -30,9 +33,9 @@ mod worker;
 
 pub use batch::{BatchAttempt, BatchHandler, BatchItem, Batching};
 pub use children::{
-    Again, ChildClient, ChildConnection, ChildEvent, ChildHandle, ChildIntroduction, Children, ChildrenSettings,
-    ConnectionSettings, Credential, Ended, FromChild, Hello, Input, NotConnected, Output, Seated, ToChild, ToParent,
-    Unusable,
+    Again, ChildAccess, ChildClient, ChildConnection, ChildEvent, ChildHandle, ChildIntroduction, ChildWorker,
+    Children, ChildrenSettings, ConnectionSettings, Credential, Ended, FromChild, Hello, Input, NoAuthority,
+    NotConnected, Order, Output, Seated, ToChild, ToParent, Trouble, TroubleKind, Trust, Unusable,
 };
 pub use chore::{ChoreReport, ChoreResult};
 pub use dependency::{Dependencies, Dependency, DependencySettings, Reach, Unanswered};

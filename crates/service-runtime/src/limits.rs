@@ -15,6 +15,7 @@ const LEASE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 const STATEMENT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=1_000;
 const GRACE_MS: RangeInclusive<u64> = 0..=600_000;
+const CHILD_ABSENCE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 /// One connection listens for hints, so two are the least with which anything is done.
 const CONNECTIONS: RangeInclusive<u64> = 2..=500;
 
@@ -45,6 +46,7 @@ fn check_frame(frame: &FrameSettings, origins: &BTreeMap<String, (String, String
         ("statement_timeout_ms", frame.statement_timeout_ms, STATEMENT_MS),
         ("concurrency", u64::from(frame.concurrency), CONCURRENCY),
         ("grace_ms", frame.grace_ms, GRACE_MS),
+        ("child_absence_ms", frame.child_absence_ms, CHILD_ABSENCE_MS),
         ("max_connections", u64::from(frame.max_connections), CONNECTIONS),
     ];
     for (key, value, range) in numbers {
@@ -121,6 +123,7 @@ mod tests {
             ("COGO_MAX_CONNECTIONS", "1", "max_connections"),
             ("COGO_MAX_CONNECTIONS", "501", "max_connections"),
             ("COGO_STATEMENT_TIMEOUT_MS", "1", "statement_timeout_ms"),
+            ("COGO_CHILD_ABSENCE_MS", "999", "child_absence_ms"),
             ("COGO_EVERY_MS", "13", "every_ms"),
         ] {
             let refusal = outcome(&[(variable, value)]).unwrap_err();

@@ -12,6 +12,8 @@ use config::{Config, Environment, File, FileFormat};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use crate::ChildAccess;
+
 /// Keys of the seed documents keep their names in the environment; every other key is `COGO_<KEY>`.
 const BARE_NAMES: [&str; 12] = [
     "database_url",
@@ -106,6 +108,11 @@ pub struct FrameSettings {
     pub port: Option<u16>,
     /// Added to the process's own port, to run a second fleet on one machine.
     pub port_offset: u16,
+    /// From where agents of level 3 may connect, for a process that owns some: `off`, `local` (this machine) or
+    /// `anywhere`. Each needs the key of its name in any case.
+    pub children: ChildAccess,
+    /// Time in ms, 1000 to 3600000, without a connection after which such an agent leaves the registry.
+    pub child_absence_ms: u64,
     /// Collector for spans and metrics; absent: none.
     pub otel_exporter_otlp_endpoint: Option<String>,
     /// `host:port` of a StatsD server for figures over UDP; absent: none.
@@ -135,6 +142,8 @@ impl Default for FrameSettings {
             bind: IpAddr::from([127, 0, 0, 1]),
             port: None,
             port_offset: 0,
+            children: ChildAccess::Local,
+            child_absence_ms: 30_000,
             otel_exporter_otlp_endpoint: None,
             statsd_addr: None,
             rust_log: "info".to_owned(),

@@ -1,112 +1,260 @@
 //! Gathers completions: whatever has come in while one batch was being written is the next batch. An idle worker
 //! waits for nothing, a busy one pays one commit for many messages.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use cogo_bus_core::{Bus, Completion, Error, Fence};
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::task::TaskTracker;
-use tracing::debug;
+use cogo_bus_core::{Completion, Error, Fence};
+use cogo_telemetry::Outcome;
+use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::passing::{in_time, is_away, silent};
+use crate::{
+    Claim, Handler,
+    attempt::{Attempts, End},
+    passing::{in_time, is_passing, silent},
+    record::{LAST_WRITE, WRITE_AGAIN},
+};
 
 /// Most completions of one statement.
-const BATCH: usize = 500;
+const BATCH: usize = 1000;
+/// A claim of more is recorded without others and if possible at once, which costs the database a third of what its parts
+/// cost: see `bus.complete_many`.
+const ENOUGH: usize = 64;
+/// How long the rest of a large claim is waited for, as long as that brings as many as are [`ENOUGH`].
+const GATHER: Duration = Duration::from_millis(2);
 
-/// A completion on its way to the database.
-struct Order {
-    fence: Fence,
-    holder: String,
-    completion: Completion,
-    recorded: oneshot::Sender<Result<bool, Error>>,
+/// What is done and waits to be recorded with others. Each of it is still in hand, so its lease is kept, and a worker that
+/// has as much of it as it has hands claims nothing: that bounds it.
+#[derive(Default)]
+pub(crate) struct Settler {
+    waiting: Mutex<Vec<Ended>>,
+    came: Notify,
 }
 
-/// The way in; back-pressure is the bounded channel.
-#[derive(Clone)]
-pub(crate) struct Settler {
-    bus: Bus,
-    orders: mpsc::Sender<Order>,
+/// What one claim took.
+pub(crate) struct Portion {
+    size: usize,
+    /// Those whose handlers have not ended.
+    left: AtomicUsize,
+}
+
+impl Portion {
+    pub(crate) fn new(size: usize) -> Self {
+        Self { size, left: AtomicUsize::new(size) }
+    }
+
+    /// One of it has ended; answers whether it was the last.
+    pub(crate) fn end_one(&self) -> bool {
+        self.left.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Whether the database ends it best by itself, and all at once.
+    fn is_large(&self) -> bool {
+        self.size > ENOUGH
+    }
+
+    fn is_whole(&self) -> bool {
+        self.left.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A message that is done, with a completion that sends nothing.
+pub(crate) struct Ended {
+    pub(crate) claim: Claim,
+    pub(crate) completion: Completion,
+    pub(crate) portion: Arc<Portion>,
+    pub(crate) started: Instant,
+}
+
+impl Ended {
+    /// Whether one statement shall complete both: of a large claim, or of small ones. There is more than one holder only
+    /// around a rejoining.
+    fn goes_with(&self, other: &Self) -> bool {
+        let are_of_one = Arc::ptr_eq(&self.portion, &other.portion);
+        let are_small = !self.portion.is_large() && !other.portion.is_large();
+        are_of_one || (are_small && self.claim.holder() == other.claim.holder())
+    }
+}
+
+/// A completion, whose it is, and since when it was worked on.
+type Pair = ((Fence, Completion), (Claim, Instant));
+
+/// What one statement completes, and whose it is.
+struct Batch {
+    ends: Vec<(Fence, Completion)>,
+    claims: Vec<(Claim, Instant)>,
 }
 
 impl Settler {
-    /// Starts gathering, with this patience for each answer of the database; it ends by itself once the last handle is gone and everything is written.
-    pub(crate) fn start(bus: Bus, patience: Duration, tracker: &TaskTracker) -> Self {
-        let (orders, incoming) = mpsc::channel(2 * BATCH);
-        tracker.spawn(gather(bus.clone(), patience, incoming));
-        Self { bus, orders }
-    }
-
-    /// Records a completion that sends nothing; answers whether the claim was still the holder's.
-    pub(crate) async fn complete(&self, fence: &Fence, holder: &str, completion: &Completion) -> Result<bool, Error> {
-        if !completion.is_plain() {
-            return self.bus.complete(fence, holder, completion).await;
+    pub(crate) fn add(&self, ended: Ended) {
+        let is_last = ended.portion.end_one();
+        let mut waiting = self.lock();
+        let is_first = waiting.is_empty();
+        waiting.push(ended);
+        drop(waiting);
+        if is_first || is_last {
+            self.came.notify_one();
         }
-        let (recorded, answer) = oneshot::channel();
-        let (fence_of_order, holder_of_order) = (fence.clone(), holder.to_owned());
-        let order = Order { fence: fence_of_order, holder: holder_of_order, completion: completion.clone(), recorded };
-        if self.orders.send(order).await.is_ok()
-            && let Ok(answer) = answer.await
-        {
-            return answer;
-        }
-        // the gathering task is gone, as at the very end of a process
-        self.bus.complete(fence, holder, completion).await
     }
-}
 
-async fn gather(bus: Bus, patience: Duration, mut incoming: mpsc::Receiver<Order>) {
-    let mut orders = Vec::with_capacity(BATCH);
-    while incoming.recv_many(&mut orders, BATCH).await > 0 {
-        write(&bus, patience, std::mem::take(&mut orders)).await;
-    }
-}
-
-/// Writes one batch for each holder among the orders; there is more than one only around a rejoining.
-async fn write(bus: &Bus, patience: Duration, mut orders: Vec<Order>) {
-    while let Some(holder) = orders.first().map(|order| order.holder.clone()) {
-        let (batch, others) = orders.into_iter().partition(|order| order.holder == holder);
-        orders = others;
-        write_batch(bus, patience, &holder, batch).await;
-    }
-}
-
-async fn write_batch(bus: &Bus, patience: Duration, holder: &str, batch: Vec<Order>) {
-    if batch.len() > 1 {
-        let ended: Vec<(Fence, Completion)> =
-            batch.iter().map(|order| (order.fence.clone(), order.completion.clone())).collect();
-        match in_time(patience, bus.complete_many(&ended, holder)).await {
-            Ok(recorded) => {
-                let recorded: HashSet<Uuid> = recorded.into_iter().collect();
-                for order in batch {
-                    let ours = recorded.contains(&order.fence.id);
-                    // an attempt that no longer waits was dropped; its message is recorded all the same
-                    let _ = order.recorded.send(Ok(ours));
+    /// Waits for the first, and where it is of a large claim for the others that are about to end as well.
+    async fn some(&self) {
+        let mut seen = 0;
+        loop {
+            let size = {
+                let waiting = self.lock();
+                match waiting.first() {
+                    Some(first) if !first.portion.is_large() || first.portion.is_whole() => return,
+                    _ => waiting.len(),
                 }
-                return;
+            };
+            if size == 0 {
+                self.came.notified().await;
+            } else if tokio::time::timeout(GATHER, self.came.notified()).await.is_err() {
+                let now = self.lock().len();
+                if now < seen + ENOUGH {
+                    return;
+                }
+                seen = now;
             }
-            Err(Error::Database(error)) if is_away(&error) => {
-                debug!(%error, size = batch.len(), "batch of completions not written, the database is away");
-                return refuse_all(batch);
-            }
-            // one of them is refused: each shall learn its own answer
-            Err(error) => debug!(%error, size = batch.len(), "batch of completions not written, writing one by one"),
         }
     }
-    let mut batch = batch.into_iter();
-    while let Some(order) = batch.next() {
-        let answer = in_time(patience, bus.complete(&order.fence, holder, &order.completion)).await;
-        let away = matches!(&answer, Err(Error::Database(error)) if is_away(error));
-        let _ = order.recorded.send(answer);
-        if away {
-            // each of the others would wait just as long
-            return refuse_all(batch);
-        }
+
+    fn next(&self) -> Option<Batch> {
+        let mut waiting = self.lock();
+        let first = (!waiting.is_empty()).then(|| waiting.remove(0))?;
+        let others: Vec<Ended> = waiting.extract_if(.., |other| first.goes_with(other)).take(BATCH - 1).collect();
+        drop(waiting);
+        let (ends, claims) = std::iter::once(first)
+            .chain(others)
+            .map(|Ended { claim, completion, started, .. }| ((claim.claimed().fence(), completion), (claim, started)))
+            .unzip();
+        Some(Batch { ends, claims })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Ended>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn refuse_all(batch: impl IntoIterator<Item = Order>) {
-    for order in batch {
-        let _ = order.recorded.send(Err(silent()));
+impl<H: Handler> Attempts<H> {
+    /// Records what is done until `stop`.
+    pub(crate) async fn settle(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.settler.some() => {}
+            }
+            if let Some(batch) = self.settler.next() {
+                self.write_batch(batch).await;
+            }
+        }
+    }
+
+    /// Writes a batch, again and again while the database is away. One that it refuses is halved until what it refuses
+    /// stands alone, and that goes the way of single ends.
+    async fn write_batch(self: &Arc<Self>, batch: Batch) {
+        self.leases.leave_to_their_ends(&batch.ends);
+        let mut batches = vec![batch];
+        while let Some(batch) = batches.pop() {
+            let refused = self.complete_batch(batch).await;
+            let Some((mut batch, error)) = refused else { continue };
+            debug!(%error, size = batch.ends.len(), "batch of completions refused");
+            if batch.ends.len() > 1 {
+                let half = batch.ends.len() / 2;
+                batches.push(Batch { ends: batch.ends.split_off(half), claims: batch.claims.split_off(half) });
+                batches.push(batch);
+                continue;
+            }
+            for ((_, completion), (claim, started)) in batch.ends.into_iter().zip(batch.claims) {
+                let attempts = Arc::clone(self);
+                self.tracker
+                    .spawn(async move { attempts.record(&claim, End::Done(completion, Vec::new()), started).await });
+            }
+        }
+    }
+
+    /// Answers what the database refuses for a reason of its own.
+    async fn complete_batch(&self, mut batch: Batch) -> Option<(Batch, Error)> {
+        let mut pause = WRITE_AGAIN.0;
+        loop {
+            let holder = batch.claims.first().map(|(claim, _)| claim.holder())?;
+            let asked = Instant::now();
+            let written = tokio::select! {
+                written = in_time(self.patience, self.bus.complete_many(&batch.ends, holder)) => written,
+                () = self.last_chance() => Err(silent()),
+            };
+            match written {
+                Ok(recorded) => {
+                    self.metrics.settled(asked.elapsed());
+                    self.ended(batch, &recorded);
+                    return None;
+                }
+                Err(Error::Database(error)) if is_passing(&error) => {
+                    warn!(%error, size = batch.ends.len(), "completions not written yet");
+                    batch = self.still_ours_of(batch, pause).await;
+                    pause = (pause * 2).min(WRITE_AGAIN.1);
+                }
+                Err(error) => return Some((batch, error)),
+            }
+        }
+    }
+
+    /// Waits, and answers what may still be written; the rest has ended otherwise.
+    async fn still_ours_of(&self, batch: Batch, pause: Duration) -> Batch {
+        tokio::select! {
+            () = self.hard_stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+        let (now, is_over) = (Instant::now(), self.hard_stop.is_cancelled());
+        let is_ours = |claim: &Claim| {
+            let owned = self.leases.owned_until(claim.id());
+            let last = owned.map(|owned| claim.deadline().map_or(owned, |deadline| deadline.min(owned)));
+            !is_over && !claim.token().is_cancelled() && last.is_some_and(|last| now < last)
+        };
+        let (ours, others): (Vec<Pair>, Vec<Pair>) =
+            batch.ends.into_iter().zip(batch.claims).partition(|(_, (claim, _))| is_ours(claim));
+        if !others.is_empty() {
+            warn!(count = others.len(), "completions not written, and not ours to write any more");
+            let (ends, claims) = others.into_iter().unzip();
+            self.ended(Batch { ends, claims }, &[]);
+        }
+        let (ends, claims) = ours.into_iter().unzip();
+        Batch { ends, claims }
+    }
+
+    /// Notes the ends of a batch; what was not recorded had another holder by then.
+    fn ended(&self, batch: Batch, recorded: &[Uuid]) {
+        let ids: Vec<Uuid> = batch.ends.iter().map(|(fence, _)| fence.id).collect();
+        let are_all = recorded.len() == ids.len();
+        let recorded: HashSet<Uuid> = if are_all { HashSet::new() } else { recorded.iter().copied().collect() };
+        self.brake.worked();
+        for (id, (_, started)) in ids.iter().zip(&batch.claims) {
+            let outcome = if are_all || recorded.contains(id) { Outcome::Done } else { Outcome::LeaseLost };
+            debug!(outcome = outcome.as_str(), "message {id} handled");
+            self.metrics.processed(outcome, started.elapsed());
+        }
+        self.forget(&ids);
+    }
+
+    /// What has ended is no longer in hand.
+    pub(crate) fn forget(&self, ids: &[Uuid]) {
+        self.leases.remove(ids);
+        self.hands.tell();
+    }
+
+    /// Passes when the hard stop is so far back that nothing is waited for.
+    pub(crate) async fn last_chance(&self) {
+        self.hard_stop.cancelled().await;
+        tokio::time::sleep(LAST_WRITE).await;
     }
 }

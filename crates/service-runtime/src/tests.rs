@@ -1,7 +1,14 @@
 //! The frame against a real Postgres, and what its tests share.
 
 mod batches;
+mod certificates;
+mod child_access;
+mod child_orders;
+mod child_support;
+mod child_tls;
+mod child_work;
 mod children;
+mod completions;
 mod dependencies;
 mod ends;
 mod following;

@@ -12,13 +12,16 @@ use cogo_bus_core::{Bus, ClaimRequest, Wake, WakeUps};
 use cogo_contracts::Route;
 use cogo_registry_core::{Member, SchemaRegistry, Standing};
 use cogo_telemetry::BusMetrics;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use crate::{
     Handler, Stop,
     attempt::Attempts,
+    dependency::Brake,
+    handler::Streaming,
+    hands::Hands,
     leases::Leases,
     live::Throttle,
     passing::in_time,
@@ -37,10 +40,6 @@ const LOOKS_GROW: u32 = 4;
 const SOON: Duration = Duration::from_millis(50);
 /// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
 const FULL_RECHECK: Duration = Duration::from_secs(1);
-/// How long a nearly full worker lets hands become free before it claims for them together.
-const GATHER: Duration = Duration::from_millis(2);
-/// A worker with fewer hands claims for each as it becomes free.
-const MANY_HANDS: usize = 8;
 /// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(3);
 /// How long an answer of the database to a claim is waited for once the hard stop has fired: what it hands out can then
@@ -77,18 +76,17 @@ pub(crate) struct Surroundings {
 
 /// A worker of one route.
 pub(crate) struct Worker<H> {
-    attempts: Arc<Attempts<H>>,
+    pub(crate) attempts: Arc<Attempts<H>>,
     route: Route,
-    pace: Pace,
+    pub(crate) pace: Pace,
     wakeups: WakeUps,
     member: Member,
     standing: watch::Receiver<Standing>,
     stop: Stop,
     tracker: TaskTracker,
-    freed: Arc<Notify>,
     pulse: Arc<Pulse>,
     keepers_pulse: Arc<Pulse>,
-    throttle: Throttle,
+    pub(crate) throttle: Throttle,
     able: watch::Receiver<bool>,
     /// Whether the last claim has an unknown outcome: what it took would wait for the end of its lease.
     unsure: AtomicBool,
@@ -98,6 +96,8 @@ pub(crate) struct Worker<H> {
 pub(crate) enum Turn {
     Started,
     Full,
+    /// What it claims could not be tried for this long.
+    Resting(Duration),
     Empty,
     Unreachable,
 }
@@ -114,13 +114,17 @@ impl<H: Handler> Worker<H> {
         }
         let attempts = Attempts {
             retry: declared.changed_by(&pace.retry_rules, &route),
-            settler: Settler::start(bus.clone(), pace.patience, &tracker),
+            settler: Settler::default(),
+            hands: Hands::default(),
+            streaming: Arc::new(Streaming { bus: bus.clone(), lease: pace.lease, tracker: tracker.clone() }),
+            span_name: format!("process {}.{}", route.service(), route.role()),
             handler,
             route: route.clone(),
             bus,
             schemas,
-            metrics,
+            metrics: metrics.of(&route),
             leases: Leases::default(),
+            brake: Brake::default(),
             lease: pace.lease,
             patience: pace.patience,
             hard_stop: stop.hard().clone(),
@@ -137,7 +141,6 @@ impl<H: Handler> Worker<H> {
             member,
             stop,
             tracker,
-            freed: Arc::new(Notify::new()),
             throttle,
             able,
             unsure: AtomicBool::new(false),
@@ -149,6 +152,7 @@ impl<H: Handler> Worker<H> {
         // subscribed before the first look, so that nothing falls between the two
         let mut hints = self.wakeups.subscribe();
         let keeper_stop = CancellationToken::new();
+        let settler = self.tracker.spawn(Arc::clone(&self.attempts).settle(keeper_stop.clone()));
         let attempts = Arc::clone(&self.attempts);
         let (lease, stop_keeping) = (self.pace.lease, keeper_stop.clone());
         let pulse = Arc::clone(&self.keepers_pulse);
@@ -159,18 +163,17 @@ impl<H: Handler> Worker<H> {
         let mut pause = FIRST_PAUSE;
         let mut look = FIRST_LOOK;
         while let Some(holder) = self.active_holder().await {
-            if self.is_nearly_full() {
-                tokio::time::sleep(GATHER).await;
-            }
+            self.gather().await;
             let Some(turn) = self.unless_given_up(self.turn(&holder, &mut hints)).await else { break };
-            let full = matches!(turn, Turn::Full);
-            let wait = match turn {
+            let wait = match &turn {
                 Turn::Started => {
                     pause = FIRST_PAUSE;
                     look = FIRST_LOOK;
+                    self.gather_a_crowd().await;
                     continue;
                 }
                 Turn::Full => FULL_RECHECK,
+                Turn::Resting(rest) => (*rest).min(self.pace.poll),
                 // what is due before the next look is found by it
                 Turn::Empty if look < SOON => look,
                 Turn::Empty => look.min(self.until_next_due(&holder).await),
@@ -179,15 +182,17 @@ impl<H: Handler> Worker<H> {
                     pause
                 }
             };
-            let woken = self.sleep(wait, full, &mut hints).await;
+            let woken = self.sleep(wait, &turn, &mut hints).await;
             look = if woken { FIRST_LOOK } else { (look * LOOKS_GROW).min(self.pace.poll) };
         }
         self.pulse.retire();
         info!(route = %self.route, in_hand = self.attempts.leases.len(), "worker claims nothing new");
         self.finish(&mut hints).await;
         keeper_stop.cancel();
-        if let Err(error) = keeper.await {
-            warn!(%error, "lease keeper ended badly");
+        for ended in [keeper.await, settler.await] {
+            if let Err(error) = ended {
+                warn!(%error, "lease keeper or settler ended badly");
+            }
         }
         info!(route = %self.route, "worker ended");
     }
@@ -220,13 +225,16 @@ impl<H: Handler> Worker<H> {
         self.heed_waiting(hints);
         let in_hand = u16::try_from(self.attempts.leases.len()).unwrap_or(u16::MAX);
         self.member.vitals().set_in_flight(u32::from(in_hand));
-        let free = self.throttle.most(self.pace.concurrency).saturating_sub(in_hand);
+        let brake = &self.attempts.brake;
+        if let Some(rest) = brake.rest(tokio::time::Instant::now()) {
+            return Turn::Resting(rest);
+        }
+        let free = self.free();
         if free == 0 {
             return Turn::Full;
         }
         let instance = holder.split_once('#').map(|(instance, _)| instance);
-        let request =
-            ClaimRequest { route: &self.route, holder, instance, max_messages: free.min(1000), lease: self.pace.lease };
+        let request = ClaimRequest { route: &self.route, holder, instance, max_messages: free, lease: self.pace.lease };
         if !self.is_sure(holder).await {
             return Turn::Unreachable;
         }
@@ -237,7 +245,7 @@ impl<H: Handler> Worker<H> {
         let is_known = matches!(claimed, Ok(_) | Err(cogo_bus_core::Error::Conflict { .. }));
         self.unsure.store(!is_known, Ordering::Relaxed);
         let count = claimed.as_ref().map_or(0, Vec::len);
-        self.attempts.metrics.received(&self.route, count as u64, asked.elapsed());
+        self.attempts.metrics.received(count as u64, asked.elapsed());
         let claimed = match claimed {
             Ok(claimed) if claimed.is_empty() => return Turn::Empty,
             Ok(claimed) => claimed,
@@ -253,24 +261,11 @@ impl<H: Handler> Worker<H> {
             }
         };
         debug!(route = %self.route, count = claimed.len(), "claimed");
-        for message in claimed {
-            let attempts = Arc::clone(&self.attempts);
-            let (holder, freed) = (holder.to_owned(), Arc::clone(&self.freed));
-            // added here and not in the task, so that the next turn counts it
-            let token = attempts.take_in_hand(&message, &holder);
-            self.tracker.spawn(async move {
-                attempts.run(message, holder, token).await;
-                freed.notify_one();
-            });
+        // counted here and not in the tasks, so that the next turn sees them
+        for taken in self.attempts.take_in_hand(claimed, &holder.into()) {
+            self.tracker.spawn(Arc::clone(&self.attempts).run(taken));
         }
         Turn::Started
-    }
-
-    /// Whether so few hands are free that claiming for them at once would be a statement for each message.
-    fn is_nearly_full(&self) -> bool {
-        let most = usize::from(self.throttle.most(self.pace.concurrency));
-        let free = most.saturating_sub(self.attempts.leases.len());
-        most >= MANY_HANDS && free < most / 4
     }
 
     /// Hands back what an earlier claim took without our hearing of it; false if the database does not answer.
@@ -322,14 +317,15 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Sleeps until there is a reason to look again; answers whether it was another one than the time.
-    async fn sleep(&mut self, wait: Duration, full: bool, hints: &mut broadcast::Receiver<Wake>) -> bool {
+    async fn sleep(&self, wait: Duration, turn: &Turn, hints: &mut broadcast::Receiver<Wake>) -> bool {
         let until = tokio::time::Instant::now() + wait;
+        let mut standing = self.standing.clone();
         loop {
             tokio::select! {
                 () = self.stop.soft().cancelled() => return true,
                 () = tokio::time::sleep_until(until) => return false,
-                () = self.freed.notified(), if full => return true,
-                _ = self.standing.changed() => return true,
+                () = self.hands_change(turn) => return true,
+                _ = standing.changed() => return true,
                 hint = hints.recv() => if self.heed(hint) { return true },
             }
         }
@@ -379,7 +375,7 @@ impl<H: Handler> Worker<H> {
                     warn!(route = %self.route, left, "ends of attempts are not written, their leases will lapse");
                     return;
                 }
-                () = self.freed.notified() => {}
+                () = self.attempts.hands.told() => {}
                 hint = hints.recv() => { self.heed(hint); }
                 () = tokio::time::sleep(FULL_RECHECK) => {}
             }

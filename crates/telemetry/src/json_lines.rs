@@ -3,6 +3,7 @@
 use std::fmt;
 
 use opentelemetry::{Context, trace::TraceContextExt};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::{
     Event, Subscriber,
@@ -28,9 +29,12 @@ pub(crate) struct SpanFields;
 
 impl<'writer> FormatFields<'writer> for SpanFields {
     fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
-        let mut object = Object::default();
-        fields.record(&mut object);
-        write_json(&mut writer, &object.0)
+        // written as it comes: most spans end without an event, and then nobody reads it
+        let mut text = Text::default();
+        fields.record(&mut text);
+        let text = if text.0.is_empty() { vec![b'{'] } else { text.0 };
+        writer.write_str(str::from_utf8(&text).map_err(|_| fmt::Error)?)?;
+        writer.write_str("}")
     }
 
     fn add_fields(
@@ -108,6 +112,50 @@ impl Object {
             other => other,
         };
         self.0.insert(field.name().to_owned(), kept);
+    }
+}
+
+/// The text of an object but for its end.
+#[derive(Default)]
+struct Text(Vec<u8>);
+
+impl Text {
+    fn insert<T: Serialize + ?Sized>(&mut self, field: &Field, value: &T) {
+        self.0.push(if self.0.is_empty() { b'{' } else { b',' });
+        self.write(field.name());
+        self.0.push(b':');
+        if is_secret(field.name()) { self.write(MASK) } else { self.write(value) }
+    }
+
+    fn write<T: Serialize + ?Sized>(&mut self, value: &T) {
+        // what is visited is a number, a truth value or text: none fails
+        let _ = serde_json::to_writer(&mut self.0, value);
+    }
+}
+
+impl Visit for Text {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.insert(field, &value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.insert(field, &value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.insert(field, &value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.insert(field, &value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.insert(field, &*redacted(value));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.insert(field, &*redacted(&format!("{value:?}")));
     }
 }
 

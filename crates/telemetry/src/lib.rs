@@ -19,7 +19,7 @@ mod trace_context;
 
 pub use error::Error;
 pub use exposition::Exposition;
-pub use metrics::{BusMetrics, Outcome, label, name};
+pub use metrics::{BusMetrics, Outcome, RouteMetrics, label, name};
 pub use redact::redacted;
 pub use settings::{LogFormat, Settings};
 pub use setup::{FLUSH_WITHIN, Guard, Look, assemble, init, init_cli};

@@ -40,6 +40,8 @@ pub mod name {
     pub const BUS_OLDEST_QUEUED_AGE: &str = "cogo_bus_oldest_queued_age_seconds";
     /// Gauge over the registry: agents by state.
     pub const AGENTS: &str = "cogo_agents";
+    /// Counter by `event` and `process`: what happened in the supervision tree, counted from the audit.
+    pub const TREE_EVENTS: &str = "cogo_tree_events_total";
     /// Gauge by `agent` (`name/slot`): whether its own figures could be read.
     pub const AGENT_UP: &str = "cogo_agent_up";
     /// Gauge by `agent`: whether it said at its last beat that it can work.
@@ -135,6 +137,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every one, in the order of their declaration.
+    const ALL: [Self; 6] =
+        [Self::Done, Self::Retry, Self::DeadLetter, Self::LeaseLost, Self::Cancelled, Self::Released];
+
     /// Value of the label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -216,48 +222,36 @@ impl BusMetrics {
         self.sent.add(count, &operation("send", route));
     }
 
-    /// A claim of a route took `took` and answered `count` messages.
+    /// The instruments for one route.
+    #[must_use]
+    pub fn of(&self, route: &Route) -> RouteMetrics {
+        RouteMetrics {
+            metrics: self.clone(),
+            receive: operation("receive", route),
+            settle: operation("settle", route),
+            queue: queue(route),
+            outcomes: Outcome::ALL.map(|outcome| ended(route, outcome)),
+        }
+    }
+
+    /// As [`RouteMetrics::received`], for those who record little.
     pub fn received(&self, route: &Route, count: u64, took: Duration) {
-        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("receive", route));
-        if count > 0 {
-            self.consumed.add(count, &operation("receive", route));
-        }
+        self.of(route).received(count, took);
     }
 
-    /// A message waited this long to be claimed.
+    /// As [`RouteMetrics::waited`], for those who record little.
     pub fn waited(&self, route: &Route, wait: Duration) {
-        self.timed(&self.wait_duration, name::WAIT_DURATION, wait, &queue(route));
+        self.of(route).waited(wait);
     }
 
-    /// An attempt ended after `worked` of work.
+    /// As [`RouteMetrics::processed`], for those who record little.
     pub fn processed(&self, route: &Route, outcome: Outcome, worked: Duration) {
-        let mut labels = vec![
-            KeyValue::new(label::SYSTEM, "cogo"),
-            KeyValue::new(label::DESTINATION, destination(route)),
-            KeyValue::new(label::OUTCOME, outcome.as_str()),
-        ];
-        match outcome {
-            Outcome::Done | Outcome::Released => {}
-            Outcome::Cancelled => labels.push(KeyValue::new(label::ERROR_TYPE, "cancelled")),
-            Outcome::LeaseLost => {
-                labels.push(KeyValue::new(label::ERROR_TYPE, "lease_lost"));
-                self.lease_lost.add(1, &queue(route));
-            }
-            Outcome::Retry => {
-                labels.push(KeyValue::new(label::ERROR_TYPE, "handler_error"));
-                self.retries.add(1, &queue(route));
-            }
-            Outcome::DeadLetter => {
-                labels.push(KeyValue::new(label::ERROR_TYPE, "handler_error"));
-                self.dead_letters.add(1, &queue(route));
-            }
-        }
-        self.timed(&self.process_duration, name::PROCESS_DURATION, worked, &labels);
+        self.of(route).processed(outcome, worked);
     }
 
-    /// An answer to the bus (complete, fail, release) took this long.
+    /// As [`RouteMetrics::settled`], for those who record little.
     pub fn settled(&self, route: &Route, took: Duration) {
-        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("settle", route));
+        self.of(route).settled(took);
     }
 
     /// Messages were taken back from holders whose lease had passed.
@@ -276,6 +270,69 @@ impl BusMetrics {
             statsd.timing(name, took, labels);
         }
     }
+}
+
+/// The instruments of the bus for one route, whose labels are made once: making them costs more than recording.
+#[derive(Debug, Clone)]
+pub struct RouteMetrics {
+    metrics: BusMetrics,
+    receive: [KeyValue; 3],
+    settle: [KeyValue; 3],
+    queue: [KeyValue; 2],
+    /// In the order of [`Outcome::ALL`].
+    outcomes: [Vec<KeyValue>; 6],
+}
+
+impl RouteMetrics {
+    /// A claim took `took` and answered `count` messages.
+    pub fn received(&self, count: u64, took: Duration) {
+        let Self { metrics, receive, .. } = self;
+        metrics.timed(&metrics.operation_duration, name::CLIENT_OPERATION_DURATION, took, receive);
+        if count > 0 {
+            metrics.consumed.add(count, receive);
+        }
+    }
+
+    /// A message waited this long to be claimed.
+    pub fn waited(&self, wait: Duration) {
+        self.metrics.timed(&self.metrics.wait_duration, name::WAIT_DURATION, wait, &self.queue);
+    }
+
+    /// An attempt ended after `worked` of work.
+    pub fn processed(&self, outcome: Outcome, worked: Duration) {
+        let metrics = &self.metrics;
+        match outcome {
+            Outcome::Done | Outcome::Released | Outcome::Cancelled => {}
+            Outcome::LeaseLost => metrics.lease_lost.add(1, &self.queue),
+            Outcome::Retry => metrics.retries.add(1, &self.queue),
+            Outcome::DeadLetter => metrics.dead_letters.add(1, &self.queue),
+        }
+        let labels = &self.outcomes[outcome as usize];
+        metrics.timed(&metrics.process_duration, name::PROCESS_DURATION, worked, labels);
+    }
+
+    /// An answer to the bus (complete, fail, release), for one message or many, took this long.
+    pub fn settled(&self, took: Duration) {
+        let Self { metrics, settle, .. } = self;
+        metrics.timed(&metrics.operation_duration, name::CLIENT_OPERATION_DURATION, took, settle);
+    }
+}
+
+/// Labels of an attempt that ended so.
+fn ended(route: &Route, outcome: Outcome) -> Vec<KeyValue> {
+    let mut labels = vec![
+        KeyValue::new(label::SYSTEM, "cogo"),
+        KeyValue::new(label::DESTINATION, destination(route)),
+        KeyValue::new(label::OUTCOME, outcome.as_str()),
+    ];
+    let error = match outcome {
+        Outcome::Done | Outcome::Released => None,
+        Outcome::Cancelled => Some("cancelled"),
+        Outcome::LeaseLost => Some("lease_lost"),
+        Outcome::Retry | Outcome::DeadLetter => Some("handler_error"),
+    };
+    labels.extend(error.map(|error| KeyValue::new(label::ERROR_TYPE, error)));
+    labels
 }
 
 fn destination(route: &Route) -> String {

@@ -10,9 +10,12 @@ const SECRET_NAMES: [&str; 8] =
 
 /// Whether a field of this name holds a secret. Counts such as `max_tokens` do not.
 pub(crate) fn is_secret(field: &str) -> bool {
-    let last_part = field.rsplit('.').next().unwrap_or(field).to_ascii_lowercase();
+    let last_part = field.rsplit('.').next().unwrap_or(field);
     SECRET_NAMES.iter().any(|name| {
-        last_part.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with(['_', '-']))
+        let split = last_part.len().checked_sub(name.len()).and_then(|at| last_part.split_at_checked(at));
+        split.is_some_and(|(before, end)| {
+            end.eq_ignore_ascii_case(name) && (before.is_empty() || before.ends_with(['_', '-']))
+        })
     })
 }
 

@@ -107,7 +107,12 @@ fn failure(error: Error) -> HandlerError {
         Error::Embed(EmbedError::Refused(_) | EmbedError::Shape { .. }) => HandlerError::reject(error),
         Error::Embed(EmbedError::Unavailable(source)) => {
             let after = source.downcast_ref::<Unanswered<Infallible>>().and_then(Unanswered::retry_after);
-            HandlerError::Retry { after, source: Error::Embed(EmbedError::Unavailable(source)).into() }
+            let error = Error::Embed(EmbedError::Unavailable(source));
+            match after {
+                // what was not even asked costs no attempt
+                Some(after) => HandlerError::deferred(after, error),
+                None => HandlerError::retry(error),
+            }
         }
         other => HandlerError::retry(other),
     }

@@ -20,9 +20,7 @@ impl Handler for RunCommand {
         let left = claim.budget().map(|budget| budget.remaining());
         let request = SandboxRequest { limit_ms: limit_ms(request.limit_ms, left), ..request };
         let reply = self.0.run(claim.id(), request).await.map_err(|refusal| match refusal {
-            Refusal::Resting { retry_after } => {
-                HandlerError::Retry { after: Some(retry_after), source: refusal.into() }
-            }
+            Refusal::Resting { retry_after } => HandlerError::deferred(retry_after, refusal),
             other => HandlerError::reject(other),
         })?;
         claim.summarize(summary(&reply));

@@ -41,6 +41,8 @@ impl Service for SandboxManager {
             std::future::ready(asked.expect_worker().map_err(|refusal| refusal.to_string()))
         });
         frame.worker(RunCommand(manager));
+        // what works outside of the fleet, of whatever kind, is of level 3 and stands below this process
+        frame.owns_children();
         Ok(())
     }
 }

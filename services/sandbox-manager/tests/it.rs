@@ -5,6 +5,7 @@ mod it {
     //! One module per family of behaviour.
     mod support;
 
+    mod children;
     mod commands;
     mod ends;
     mod workers;

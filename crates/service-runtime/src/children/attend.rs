@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
-use cogo_registry_core::Standing;
+use cogo_registry_core::{Membership, Standing};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, timeout},
@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 use super::{
+    orders::{Following, Wish},
     parent::{Children, FromChild, TurnedAway},
     protocol::{Again, ToChild, ToParent},
     roster::Attendance,
@@ -28,6 +29,8 @@ enum Farewell {
     Told(TurnedAway),
     /// It said something that is not part of the protocol.
     Broke(String),
+    /// It has left, as it said that it would.
+    Released,
 }
 
 pub(super) async fn attend(mut socket: WebSocket, children: Children, stranger: OwnedSemaphorePermit) {
@@ -51,6 +54,10 @@ pub(super) async fn attend(mut socket: WebSocket, children: Children, stranger: 
             info!(reason, ?again, "child turned away");
             sent(&mut socket, &ToChild::Refused { reason, again }).await;
             close(&mut socket, close_code::POLICY, "refused").await;
+        }
+        Farewell::Released => {
+            sent(&mut socket, &ToChild::Released).await;
+            close(&mut socket, close_code::NORMAL, "released").await;
         }
         Farewell::Broke(reason) => {
             warn!(error = reason, "a child broke the protocol");
@@ -77,16 +84,12 @@ async fn exchange(socket: &mut WebSocket, children: &Children, attendance: &mut 
     let carrier = seat.carrier();
     let mut standing = children.0.member.standing();
     let Some(token) = children.token(&seat) else { return moved() };
-    let membership = seat.membership().clone();
-    let welcome = ToChild::Welcome {
-        instance_id: membership.instance_id,
-        holder: membership.holder.clone(),
-        epoch: membership.epoch,
-        token,
-    };
-    if !sent(socket, &welcome).await {
+    let Membership { instance_id, holder, epoch } = seat.membership().clone();
+    if !sent(socket, &ToChild::Welcome { instance_id, holder, epoch, token }).await {
         return Farewell::Gone("does not take the welcome");
     }
+    let (mut changes, mut following) = (children.0.changes.subscribe(), Following::default());
+    changes.mark_changed();
     let mut heard = Instant::now();
     loop {
         let frame = tokio::select! {
@@ -95,6 +98,17 @@ async fn exchange(socket: &mut WebSocket, children: &Children, attendance: &mut 
             () = has_moved(&mut standing, carrier) => return moved(),
             () = tokio::time::sleep_until(heard + children.0.settings.silence) => {
                 return Farewell::Gone("silent for too long");
+            }
+            // the sender lives as long as the children do
+            Ok(()) = changes.changed() => {
+                match following.wish(&children.0.view, attendance) {
+                    Wish::Nothing => {}
+                    Wish::Tell(order) => if !sent(socket, &ToChild::Order { order }).await {
+                        return Farewell::Gone("does not take an order");
+                    },
+                    Wish::Ended { superseded } => return ended(superseded),
+                }
+                continue;
             }
             Some(body) = attendance.messages.recv() => {
                 if !sent(socket, &ToChild::Message { body }).await {
@@ -105,26 +119,67 @@ async fn exchange(socket: &mut WebSocket, children: &Children, attendance: &mut 
             frame = socket.recv() => frame,
         };
         heard = Instant::now();
-        match frame {
+        let said = match frame {
             None | Some(Err(_) | Ok(Message::Close(_))) => return Farewell::Gone("left"),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
             Some(Ok(message)) => match read(&message) {
+                Ok(said) => said,
                 Err(farewell) => return farewell,
-                Ok(ToParent::Hello(_)) => return Farewell::Broke("hello came twice".to_owned()),
-                Ok(ToParent::Heartbeat { sequence, in_flight }) => {
-                    children.0.member.vitals().set_carried_in_flight(&seat.instance(), in_flight);
-                    if !sent(socket, &ToChild::Heartbeat { sequence, token: children.token(&seat) }).await {
-                        return Farewell::Gone("does not take an answer");
-                    }
-                }
-                Ok(ToParent::Message { body }) => {
-                    let from = FromChild { child: seat.instance(), membership: membership.clone(), body };
-                    // a parent that is behind holds up its child; one that has let go of the receiver wants nothing
-                    let _ = children.0.inbox.send(from).await;
-                }
             },
+        };
+        if let Some(farewell) = answered(said, socket, children, attendance, &following).await {
+            return farewell;
         }
     }
+}
+
+/// Does what a frame asks for; answers how the connection ends if it does.
+async fn answered(
+    said: ToParent,
+    socket: &mut WebSocket,
+    children: &Children,
+    attendance: &Attendance,
+    following: &Following,
+) -> Option<Farewell> {
+    let seat = &attendance.seat;
+    let vitals = children.0.member.vitals();
+    match said {
+        ToParent::Hello(_) => return Some(Farewell::Broke("hello came twice".to_owned())),
+        ToParent::Heartbeat { sequence, in_flight } => {
+            vitals.set_carried_in_flight(&seat.instance(), in_flight);
+            if !sent(socket, &ToChild::Heartbeat { sequence, token: children.token(seat) }).await {
+                return Some(Farewell::Gone("does not take an answer"));
+            }
+        }
+        ToParent::Obeys { order, in_flight } => {
+            vitals.set_carried_in_flight(&seat.instance(), in_flight);
+            children.0.roster.note(attendance, order);
+            info!(child = seat.instance(), %order, in_flight, "child obeys");
+        }
+        ToParent::Left => {
+            let reason = if following.has_to_leave() { "drained" } else { "stopped" };
+            return Some(match children.release(attendance, reason).await {
+                Ok(()) => Farewell::Released,
+                Err(turned_away) => Farewell::Told(turned_away),
+            });
+        }
+        ToParent::Message { body } => {
+            let from = FromChild { child: seat.instance(), membership: seat.membership().clone(), body };
+            // a parent that is behind holds up its child; one that has let go of the receiver wants nothing
+            let _ = children.0.inbox.send(from).await;
+        }
+    }
+    None
+}
+
+/// The registry says that the run has ended.
+fn ended(superseded: bool) -> Farewell {
+    let turned_away = if superseded {
+        TurnedAway { reason: "Another run has taken this place".to_owned(), again: Again::Never }
+    } else {
+        TurnedAway { reason: "The run has ended in the registry".to_owned(), again: Again::WithKey }
+    };
+    Farewell::Told(turned_away)
 }
 
 /// Another connection has the place: with a token it is the same run, which need not be told.

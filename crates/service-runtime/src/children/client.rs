@@ -1,42 +1,31 @@
 //! A child's connection on tokio.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
-use axum::http::Uri;
+use cogo_contracts::Location;
 use cogo_registry_core::AgentKey;
-use futures_util::{SinkExt, StreamExt, future::BoxFuture};
 use serde_json::Value;
 use tokio::{
-    net::TcpStream,
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
-use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async_with_config,
-    tungstenite::{self, Message, protocol::WebSocketConfig},
-};
+use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{
     connection::{ChildConnection, ChildEvent, ConnectionSettings, Ended, Input, Output},
-    protocol::{Again, Credential, Hello, MAX_FRAME_BYTES, ToChild, ToParent},
+    line::{Line, News, Trouble, TroubleKind, is_safe},
+    protocol::{Again, Credential, Hello, Order, ToChild, ToParent},
+    trust::Trust,
 };
 
 /// Messages that wait on either side before their sender does.
 const WAITING: usize = 64;
-/// How long the other side may take to take a frame.
-const SENDING: Duration = Duration::from_secs(10);
-
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Who a child says that it is.
 #[derive(Debug, Clone)]
@@ -51,6 +40,8 @@ pub struct ChildIntroduction {
     pub capabilities: Vec<String>,
     /// Words to find it by.
     pub tags: Vec<String>,
+    /// Where it runs, as [`detect_location`](cogo_registry_core::detect_location) finds it; none: where its parent does.
+    pub location: Option<Location>,
 }
 
 /// An address to which no key is sent.
@@ -83,8 +74,15 @@ pub struct ChildHandle {
     pub parent: mpsc::Sender<Value>,
     /// The place in the registry that it was given last.
     pub seated: watch::Receiver<Option<Seated>>,
+    /// What is wanted of the child. The connection has told the parent already that it obeys.
+    pub orders: watch::Receiver<Order>,
+    /// Why it is not connected; none while it is.
+    pub trouble: watch::Receiver<Option<Trouble>>,
     /// Messages that the child works on, told with each heartbeat.
     pub in_flight: Arc<AtomicU32>,
+    /// For the child to say, after [`Order::Leave`] or when it goes of its own accord, that it has nothing in its hands
+    /// any more: it leaves the registry then, and the connection ends.
+    pub finished: CancellationToken,
 }
 
 /// Keeps a child connected.
@@ -93,27 +91,26 @@ pub struct ChildClient {
     address: String,
     introduction: ChildIntroduction,
     key: AgentKey,
+    trust: Trust,
     token: Option<String>,
     connection: ChildConnection,
     in_flight: Arc<AtomicU32>,
+    finished: CancellationToken,
+    /// Whether this connection has heard that the child is finished.
+    has_left: bool,
     events: mpsc::UnboundedSender<ChildEvent>,
     messages: mpsc::Sender<Value>,
     outgoing: mpsc::Receiver<Value>,
     seated: watch::Sender<Option<Seated>>,
-}
-
-/// The connection, or the way to it.
-enum Line {
-    None,
-    Opening(BoxFuture<'static, Result<Box<Socket>, Box<tungstenite::Error>>>),
-    Open(Box<Socket>),
+    orders: watch::Sender<Order>,
+    trouble: watch::Sender<Option<Trouble>>,
 }
 
 /// What the loop woke up for.
 enum Woken {
-    Opened(Result<Box<Socket>, Box<tungstenite::Error>>),
-    Frame(Option<Result<Message, tungstenite::Error>>),
+    News(News),
     ToSend(Value),
+    Finished,
     Tick,
 }
 
@@ -135,22 +132,44 @@ impl ChildClient {
         let (messages, received) = mpsc::channel(WAITING);
         let (parent, outgoing) = mpsc::channel(WAITING);
         let (seated, place) = watch::channel(None);
-        let in_flight = Arc::new(AtomicU32::new(0));
-        let handle =
-            ChildHandle { events: told, messages: received, parent, seated: place, in_flight: Arc::clone(&in_flight) };
+        let (orders, ordered) = watch::channel(Order::Work);
+        let (trouble, troubled) = watch::channel(None);
+        let (in_flight, finished) = (Arc::new(AtomicU32::new(0)), CancellationToken::new());
+        let handle = ChildHandle {
+            events: told,
+            messages: received,
+            parent,
+            seated: place,
+            orders: ordered,
+            trouble: troubled,
+            in_flight: Arc::clone(&in_flight),
+            finished: finished.clone(),
+        };
         let client = Self {
             address: address.to_owned(),
             introduction,
             key,
+            trust: Trust::default(),
             token: None,
             connection: ChildConnection::new(settings),
             in_flight,
+            finished,
+            has_left: false,
             events,
             messages,
             outgoing,
             seated,
+            orders,
+            trouble,
         };
         Ok((client, handle))
+    }
+
+    /// Recognises a parent on `wss://` by these authorities instead of those of the system.
+    #[must_use]
+    pub fn trusting(mut self, trust: Trust) -> Self {
+        self.trust = trust;
+        self
     }
 
     /// Keeps the child connected until the token is cancelled, the tries are used up or the parent does not want it.
@@ -178,54 +197,62 @@ impl ChildClient {
             let woken = tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    if let Line::Open(socket) = &mut line {
-                        let _ = timeout(SENDING, socket.send(Message::Close(None))).await;
+                    // it leaves the registry at once, rather than when it is missed
+                    if connected && line.send(&ToParent::Left).await.is_ok() {
+                        line.released().await;
                     }
                     return Ended::Stopped;
                 }
-                woken = next(&mut line), if has_room => woken,
+                news = line.next(), if has_room => Woken::News(news),
                 () = until(tick) => Woken::Tick,
+                () = self.finished.cancelled(), if connected && !self.has_left => Woken::Finished,
                 Some(body) = self.outgoing.recv(), if connected => Woken::ToSend(body),
             };
-            match woken {
-                // what is not read is no silence
-                Woken::Tick if !has_room => inputs.extend([Input::Heard, Input::Tick]),
-                Woken::Tick => inputs.push(Input::Tick),
-                Woken::Opened(Ok(socket)) => {
-                    line = Line::Open(socket);
-                    inputs.push(Input::Opened);
-                }
-                Woken::Opened(Err(error)) => {
-                    info!(%error, "the parent cannot be reached");
-                    line = Line::None;
-                    inputs.push(Input::Closed);
-                }
-                Woken::ToSend(body) => inputs.extend(send(&mut line, &ToParent::Message { body }).await.err()),
-                Woken::Frame(frame) => inputs.extend(self.heard(frame)),
+            self.take(woken, has_room, &mut line, &mut inputs).await;
+        }
+    }
+
+    /// Does what the loop woke up for; what the state machine has to hear of it is added to the inputs.
+    async fn take(&mut self, woken: Woken, has_room: bool, line: &mut Line, inputs: &mut Vec<Input>) {
+        match woken {
+            // what is not read is no silence
+            Woken::Tick if !has_room => inputs.extend([Input::Heard, Input::Tick]),
+            Woken::Tick => inputs.push(Input::Tick),
+            Woken::News(News::Opened(Ok(socket))) => {
+                *line = Line::Open(socket);
+                inputs.push(Input::Opened);
             }
+            Woken::News(News::Opened(Err(error))) => {
+                self.tell_trouble(Trouble::opening(&error));
+                *line = Line::None;
+                inputs.push(Input::Closed);
+            }
+            Woken::News(News::Frame(frame)) => {
+                let (input, answer) = self.heard(frame);
+                inputs.extend(input);
+                if let Some(answer) = answer {
+                    inputs.extend(line.send(&answer).await.err());
+                }
+            }
+            Woken::Finished => {
+                self.has_left = true;
+                inputs.extend(line.send(&ToParent::Left).await.err());
+            }
+            Woken::ToSend(body) => inputs.extend(line.send(&ToParent::Message { body }).await.err()),
         }
     }
 
     /// Does what the state machine says; an error is what it has to hear of next.
     async fn obey(&mut self, output: Output, line: &mut Line) -> Result<Option<Ended>, Input> {
         match output {
-            Output::Open => {
-                let address = self.address.clone();
-                let config = WebSocketConfig::default()
-                    .max_message_size(Some(MAX_FRAME_BYTES))
-                    .max_frame_size(Some(MAX_FRAME_BYTES));
-                *line = Line::Opening(Box::pin(async move {
-                    let opened = connect_async_with_config(&address, Some(config), true).await;
-                    opened.map(|(socket, _)| Box::new(socket)).map_err(Box::new)
-                }));
-            }
+            Output::Open => *line = Line::open(&self.address, &self.trust),
             Output::SendHello => {
                 let hello = ToParent::Hello(self.hello());
-                send(line, &hello).await?;
+                line.send(&hello).await?;
             }
             Output::SendHeartbeat(sequence) => {
                 let in_flight = self.in_flight.load(Ordering::Relaxed);
-                send(line, &ToParent::Heartbeat { sequence, in_flight }).await?;
+                line.send(&ToParent::Heartbeat { sequence, in_flight }).await?;
             }
             Output::Close => *line = Line::None,
             Output::Tell(event) => {
@@ -239,55 +266,82 @@ impl ChildClient {
     }
 
     fn hello(&self) -> Hello {
-        let ChildIntroduction { name, slot, version, capabilities, tags } = self.introduction.clone();
+        let ChildIntroduction { name, slot, version, capabilities, tags, location } = self.introduction.clone();
         let credential = match &self.token {
             Some(token) => Credential::Token(token.clone()),
             None => Credential::Key(self.key.reveal().to_owned()),
         };
-        Hello { name, slot, version, capabilities, tags, credential }
+        Hello { name, slot, version, capabilities, tags, location, credential }
     }
 
-    fn heard(&mut self, frame: Option<Result<Message, tungstenite::Error>>) -> Option<Input> {
+    /// Takes a frame in; answers what the state machine has to hear of it and what the parent does.
+    fn heard(&mut self, frame: Option<Result<Message, tungstenite::Error>>) -> (Option<Input>, Option<ToParent>) {
         let text = match frame {
-            None | Some(Err(_) | Ok(Message::Close(_))) => return Some(Input::Closed),
+            None | Some(Err(_) | Ok(Message::Close(_))) => return (Some(Input::Closed), None),
             Some(Ok(Message::Text(text))) => text,
-            Some(Ok(_)) => return Some(Input::Heard),
+            Some(Ok(_)) => return (Some(Input::Heard), None),
         };
         match serde_json::from_str(&text) {
-            Ok(ToChild::Welcome { instance_id, holder, epoch, token }) => {
-                self.token = Some(token);
-                self.seated.send_replace(Some(Seated { instance_id, holder, epoch }));
-                Some(Input::Welcomed)
-            }
-            Ok(ToChild::Heartbeat { token, .. }) => {
-                self.token = token.or(self.token.take());
-                Some(Input::Heard)
-            }
-            Ok(ToChild::Message { body }) => {
-                // nothing is read without room for it; an owner that is gone wants nothing
-                let _ = self.messages.try_send(body);
-                Some(Input::Heard)
-            }
-            Ok(ToChild::Refused { reason, again }) => {
-                warn!(reason, ?again, "the parent refuses the connection");
-                if again != Again::Later {
-                    self.token = None;
-                }
-                Some(Input::Refused(again))
-            }
+            Ok(ToChild::Order { order }) => (Some(Input::Heard), Some(self.obey_order(order))),
+            Ok(frame) => (Some(self.taken_in(frame)), None),
             Err(error) => {
                 warn!(%error, "a frame of the parent is not understood");
-                Some(Input::Heard)
+                (Some(Input::Heard), None)
             }
         }
     }
-}
 
-async fn next(line: &mut Line) -> Woken {
-    match line {
-        Line::None => std::future::pending().await,
-        Line::Opening(opening) => Woken::Opened(opening.await),
-        Line::Open(socket) => Woken::Frame(socket.next().await),
+    fn taken_in(&mut self, frame: ToChild) -> Input {
+        match frame {
+            ToChild::Welcome { instance_id, holder, epoch, token } => {
+                self.token = Some(token);
+                self.has_left = false;
+                self.trouble.send_replace(None);
+                let place = Some(Seated { instance_id, holder, epoch });
+                let is_other = |now: &mut Option<Seated>| std::mem::replace(now, place.clone()) != place;
+                if self.seated.send_if_modified(is_other) {
+                    // what was wanted of the run before is nothing to this one
+                    self.orders.send_if_modified(|now| std::mem::replace(now, Order::Work) != Order::Work);
+                }
+                Input::Welcomed
+            }
+            ToChild::Heartbeat { token, .. } => {
+                self.token = token.or(self.token.take());
+                Input::Heard
+            }
+            ToChild::Message { body } => {
+                // nothing is read without room for it; an owner that is gone wants nothing
+                let _ = self.messages.try_send(body);
+                Input::Heard
+            }
+            ToChild::Refused { reason, again } => {
+                if again != Again::Later {
+                    self.token = None;
+                }
+                self.tell_trouble(Trouble { kind: TroubleKind::TurnedAway, reason });
+                Input::Refused(again)
+            }
+            ToChild::Released => Input::Released,
+            // answered before
+            ToChild::Order { .. } => Input::Heard,
+        }
+    }
+
+    fn obey_order(&self, order: Order) -> ToParent {
+        if self.orders.send_if_modified(|now| std::mem::replace(now, order) != order) {
+            info!(child = self.introduction.name, %order, "the parent wants: {order}");
+        }
+        ToParent::Obeys { order, in_flight: self.in_flight.load(Ordering::Relaxed) }
+    }
+
+    fn tell_trouble(&self, trouble: Trouble) {
+        let Trouble { kind, reason } = &trouble;
+        match kind {
+            TroubleKind::Unreachable => info!(error = reason, "the parent cannot be reached"),
+            TroubleKind::Untrusted => warn!(error = reason, "the certificate of the parent is not trusted"),
+            TroubleKind::TurnedAway => warn!(reason, "the parent turns the child away"),
+        }
+        self.trouble.send_replace(Some(trouble));
     }
 }
 
@@ -295,54 +349,5 @@ async fn until(tick: Option<Instant>) {
     match tick {
         Some(tick) => tokio::time::sleep_until(tick).await,
         None => std::future::pending().await,
-    }
-}
-
-async fn send(line: &mut Line, frame: &ToParent) -> Result<(), Input> {
-    let Line::Open(socket) = line else { return Err(Input::Closed) };
-    let text = serde_json::to_string(frame).map_err(|_| Input::Closed)?;
-    match timeout(SENDING, socket.send(Message::text(text))).await {
-        Ok(Ok(())) => Ok(()),
-        outcome => {
-            debug!(in_time = outcome.is_ok(), "the parent does not take a frame");
-            Err(Input::Closed)
-        }
-    }
-}
-
-/// Whether a key may be sent there.
-fn is_safe(address: &str) -> bool {
-    let Ok(uri) = address.parse::<Uri>() else { return false };
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    match uri.scheme_str() {
-        Some("wss") => !host.is_empty(),
-        Some("ws") => {
-            host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-        }
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_do_not_leave_the_machine_in_clear() {
-        for good in
-            ["wss://parent.example/children", "ws://127.0.0.1:3013/children", "ws://[::1]:1/", "ws://localhost/"]
-        {
-            assert!(is_safe(good), "{good}");
-        }
-        for bad in [
-            "ws://parent.example/children",
-            "http://127.0.0.1/",
-            "127.0.0.1:80",
-            "",
-            "wss://",
-            "ws://localhost.example/",
-        ] {
-            assert!(!is_safe(bad), "{bad}");
-        }
     }
 }

@@ -82,6 +82,8 @@ pub enum Input {
     Closed,
     /// The parent turned the child away.
     Refused(Again),
+    /// The child has left the registry, as it was told to.
+    Released,
     /// Nothing but time.
     Tick,
 }
@@ -108,6 +110,8 @@ pub enum Output {
 pub enum Ended {
     /// Told to stop.
     Stopped,
+    /// Has left the fleet in good order, because an operator told it to or because it said that it is finished.
+    Drained,
     /// As many tries as are allowed have failed.
     GivenUp,
     /// The parent does not want this child: its key is not good, or another run has taken its place.
@@ -173,11 +177,8 @@ impl ChildConnection {
             (
                 Input::Refused(Again::Never),
                 Phase::Opening { .. } | Phase::Greeting { .. } | Phase::Connected { .. },
-            ) => {
-                let told = self.is_connected().then_some(Output::Tell(ChildEvent::Disconnected));
-                self.phase = Phase::Over;
-                [Output::Close].into_iter().chain(told).chain([Output::End(Ended::Refused)]).collect()
-            }
+            ) => self.over(Ended::Refused),
+            (Input::Released, Phase::Connected { .. }) => self.over(Ended::Drained),
             (
                 Input::Closed | Input::Refused(_),
                 Phase::Opening { .. } | Phase::Greeting { .. } | Phase::Connected { .. },
@@ -200,6 +201,12 @@ impl ChildConnection {
             }
             _ => Vec::new(),
         }
+    }
+
+    fn over(&mut self, ended: Ended) -> Vec<Output> {
+        let told = self.is_connected().then_some(Output::Tell(ChildEvent::Disconnected));
+        self.phase = Phase::Over;
+        [Output::Close].into_iter().chain(told).chain([Output::End(ended)]).collect()
     }
 
     fn open(&mut self, now: Duration) -> Vec<Output> {
@@ -325,6 +332,14 @@ mod tests {
         let refused = connected().handle(Input::Refused(Again::Never), at(1));
         let expected = [Output::Close, Output::Tell(ChildEvent::Disconnected), Output::End(Ended::Refused)];
         assert_eq!(refused, expected);
+    }
+
+    #[test]
+    fn who_is_released_has_ended_well() {
+        let mut connection = connected();
+        let expected = [Output::Close, Output::Tell(ChildEvent::Disconnected), Output::End(Ended::Drained)];
+        assert_eq!(connection.handle(Input::Released, at(1)), expected);
+        assert_eq!(connection.wakes_at(), None);
     }
 
     #[test]

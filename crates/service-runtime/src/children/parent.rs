@@ -5,27 +5,23 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    Router,
-    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
-    response::Response,
-    routing::get,
-};
-use cogo_contracts::{AgentState, Problem};
+use cogo_contracts::AgentState;
 use cogo_registry_core::{
-    AgentKey, Error, Level, Member, Membership, Refused, Registration, Registry, Seat, Target, detect_location,
+    AgentKey, Error, Level, Member, Membership, OrderedState, Refused, Registration, Registry, Seat, StandingOrders,
+    Subject, Target, View, detect_location,
 };
 use serde_json::Value;
-use tokio::sync::{Semaphore, mpsc};
+use sqlx::PgPool;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    attend,
-    protocol::{Again, Credential, Hello, MAX_FRAME_BYTES},
+    mount::ChildAccess,
+    orders,
+    protocol::{Again, Credential, Hello, Order},
     roster::{Attendance, Roster},
 };
-use crate::ApiError;
 
 /// Connections that have not been welcomed yet; each may take some seconds to say who it is.
 const STRANGERS: usize = 64;
@@ -35,6 +31,8 @@ const STRANGERS: usize = 64;
 pub struct ChildrenSettings {
     /// The domain that the children belong to.
     pub domain: String,
+    /// From where they may connect.
+    pub access: ChildAccess,
     /// How long a new connection may take to introduce itself.
     pub introduction: Duration,
     /// After so long without a sign of life a connection counts as gone.
@@ -51,6 +49,7 @@ impl ChildrenSettings {
     pub fn of_domain(domain: &str) -> Self {
         Self {
             domain: domain.to_owned(),
+            access: ChildAccess::Local,
             introduction: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             allowed_absence: Duration::from_secs(30),
@@ -88,9 +87,13 @@ pub(super) struct Shared {
     pub(super) stop: CancellationToken,
     pub(super) roster: Roster,
     pub(super) inbox: mpsc::Sender<FromChild>,
+    pub(super) tracker: TaskTracker,
+    pub(super) strangers: Arc<Semaphore>,
+    pub(super) view: View,
+    /// Version of the copy of the registry, for those who look there.
+    pub(super) changes: Arc<watch::Sender<i64>>,
     registry: Registry,
-    tracker: TaskTracker,
-    strangers: Arc<Semaphore>,
+    standing_orders: StandingOrders,
 }
 
 /// Why a child is turned away.
@@ -101,30 +104,49 @@ pub(super) struct TurnedAway {
 }
 
 impl Children {
-    /// Children of the process that this member is; what they send arrives at the receiver.
+    /// Children of the process that this member is; what they send arrives at the receiver. What the registry wants of
+    /// them is read in this copy of it and told to them.
     ///
     /// Connections end at `stop`, and run on `tracker`.
     pub fn new(
-        registry: Registry,
+        pool: PgPool,
         member: Member,
+        view: View,
         settings: ChildrenSettings,
         stop: CancellationToken,
         tracker: TaskTracker,
     ) -> (Self, mpsc::Receiver<FromChild>) {
         let (inbox, received) = mpsc::channel(settings.most.max(1));
         let (roster, strangers) = (Roster::default(), Arc::new(Semaphore::new(STRANGERS)));
-        (Self(Arc::new(Shared { settings, member, stop, roster, inbox, registry, tracker, strangers })), received)
-    }
-
-    /// The route `GET /children`, a WebSocket.
-    pub fn router(&self) -> Router {
-        Router::new().route("/children", get(connect)).with_state(self.clone())
+        let changes = Arc::new(watch::Sender::new(0));
+        tracker.spawn(orders::follow(view.clone(), Arc::clone(&changes), stop.clone()));
+        let (registry, standing_orders) = (Registry::new(pool.clone()), StandingOrders::new(pool));
+        let shared = Shared {
+            settings,
+            member,
+            stop,
+            roster,
+            inbox,
+            tracker,
+            strangers,
+            view,
+            changes,
+            registry,
+            standing_orders,
+        };
+        (Self(Arc::new(shared)), received)
     }
 
     /// The children that are connected now, as `name/slot`.
     #[must_use]
     pub fn connected(&self) -> Vec<String> {
         self.0.roster.connected()
+    }
+
+    /// What a connected child (`name/slot`) said last that it does; none before it said so.
+    #[must_use]
+    pub fn obeys(&self, child: &str) -> Option<Order> {
+        self.0.roster.obeys(child)
     }
 
     /// Sends something to a child. It may be lost if the connection breaks while it is under way.
@@ -146,8 +168,8 @@ impl Children {
             Credential::Token(token) => self.seat_of_token(&hello, token, &carrier)?,
             Credential::Key(key) => Arc::new(self.seat_by_key(&hello, key, &carrier).await?),
         };
-        let attendance = self.0.roster.attend(seat);
-        self.unpause(&attendance).await;
+        let mut attendance = self.0.roster.attend(seat);
+        attendance.since = self.unpause(&attendance).await;
         info!(child = attendance.seat.instance(), holder = attendance.seat.membership().holder, "child connected");
         Ok(attendance)
     }
@@ -191,13 +213,53 @@ impl Children {
         });
     }
 
-    /// Takes back what the loss of an earlier connection did.
-    async fn unpause(&self, attendance: &Attendance) {
+    /// Takes a child out of the registry that says that it goes.
+    ///
+    /// # Errors
+    /// When the registry does not answer: it may say so again later.
+    pub(super) async fn release(&self, attendance: &Attendance, reason: &str) -> Result<(), TurnedAway> {
         let run = attendance.seat.membership().instance_id;
-        if attendance.paused.swap(false, Ordering::SeqCst)
-            && let Err(error) = self.0.registry.resume(Target::run(run).because("connected again")).await
-        {
-            warn!(child = attendance.seat.instance(), error = %error, "child is not resumed");
+        self.0.registry.deregister(run, reason).await.map_err(|error| unanswered(&error))?;
+        self.0.roster.forget(attendance);
+        let child = attendance.seat.instance();
+        self.0.member.vitals().set_carried_in_flight(&child, 0);
+        info!(child, reason, "child left");
+        Ok(())
+    }
+
+    /// Takes back what the loss of an earlier connection did; answers in which version of the registry that stands, 0 if
+    /// there was nothing to take back.
+    async fn unpause(&self, attendance: &Attendance) -> i64 {
+        let run = attendance.seat.membership().instance_id;
+        if !attendance.paused.swap(false, Ordering::SeqCst) {
+            return 0;
+        }
+        if self.is_ordered_to_pause(&attendance.seat.instance()).await {
+            info!(child = attendance.seat.instance(), "child stays suspended, as an operator ordered meanwhile");
+            return 0;
+        }
+        match self.0.registry.resume(Target::run(run).because("connected again")).await {
+            Ok(ordered) => ordered.registry_version,
+            Err(error) => {
+                warn!(child = attendance.seat.instance(), error = %error, "child is not resumed");
+                0
+            }
+        }
+    }
+
+    /// Whether an operator has ordered that this child (`name/slot`) be suspended, whoever suspended it.
+    async fn is_ordered_to_pause(&self, instance: &str) -> bool {
+        let (process, slot) = instance.split_once('/').unwrap_or((instance, "0"));
+        let (domain, process) = (self.0.settings.domain.clone(), process.to_owned());
+        let child = Subject::Instance { domain, process, slot: slot.parse().unwrap_or(0) };
+        match self.0.standing_orders.list().await {
+            Ok(orders) => {
+                orders.iter().any(|order| order.wish == OrderedState::Suspended && order.subject.holds(&child))
+            }
+            Err(error) => {
+                warn!(child = instance, error = %error, "the orders of operators are not known");
+                false
+            }
         }
     }
 
@@ -239,8 +301,8 @@ impl Children {
         key: &AgentKey,
         carrier: &Membership,
     ) -> Result<Registration, cogo_registry_core::Invalid> {
-        // where the child itself runs is not known: it stands where its parent does
-        let location = detect_location(|_| None);
+        // one that does not say where it runs stands where its parent does
+        let location = hello.location.clone().unwrap_or_else(|| detect_location(|_| None));
         let parent = carrier.holder.split('#').next().unwrap_or_default();
         let (slot, version) = (u32::from(hello.slot), hello.version.clone());
         let mut registration = Registration::new(&self.0.settings.domain, &hello.name, slot, version, location)?
@@ -272,18 +334,4 @@ fn later(reason: &str) -> TurnedAway {
 fn unanswered(error: &Error) -> TurnedAway {
     warn!(error = %error, "a child could not be let in");
     later("The registry does not answer")
-}
-
-async fn connect(
-    State(children): State<Children>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|error| ApiError::bad_request(error.body_text()))?;
-    let Ok(stranger) = Arc::clone(&children.0.strangers).try_acquire_owned() else {
-        let detail = "As many connections as this process takes at once have not introduced themselves yet";
-        return Err(Problem::new(503, "busy", "Too many new connections", detail).into());
-    };
-    let tracker = children.0.tracker.clone();
-    let upgrade = upgrade.max_message_size(MAX_FRAME_BYTES).max_frame_size(MAX_FRAME_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| tracker.track_future(attend::attend(socket, children, stranger))))
 }

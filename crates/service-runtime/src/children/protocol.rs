@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use cogo_contracts::Location;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -45,8 +46,41 @@ pub struct Hello {
     /// Words to find it by.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Where it runs; absent: where its parent does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<Location>,
     /// Why it may.
     pub credential: Credential,
+}
+
+/// What the registry, and so whoever steers the fleet, wants of a child.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Claim work: what it does from its welcome on, and again after `cogo resume`.
+    Work,
+    /// Finish what it has and claim nothing, as after `cogo suspend`.
+    Pause,
+    /// Finish what it has and leave for good, as after `cogo drain`.
+    Leave,
+}
+
+impl Order {
+    /// Its name on the wire and in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Work => "work",
+            Self::Pause => "pause",
+            Self::Leave => "leave",
+        }
+    }
+}
+
+impl fmt::Display for Order {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
 }
 
 /// What a child says.
@@ -63,6 +97,16 @@ pub enum ToParent {
         #[serde(default)]
         in_flight: u32,
     },
+    /// It does from now on as it was told.
+    Obeys {
+        /// What it was told.
+        order: Order,
+        /// Messages that it still works on.
+        #[serde(default)]
+        in_flight: u32,
+    },
+    /// It goes for good, because it was told to leave or of its own accord. Whatever it still holds is queued again.
+    Left,
     /// Something for the parent.
     Message {
         /// What.
@@ -93,6 +137,13 @@ pub enum ToChild {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<String>,
     },
+    /// What is wanted of it: told after each welcome and whenever it changes.
+    Order {
+        /// What.
+        order: Order,
+    },
+    /// It is out of the registry, as it said that it would be; the connection ends.
+    Released,
     /// Something for the child.
     Message {
         /// What.
@@ -112,6 +163,8 @@ impl fmt::Debug for ToChild {
         match self {
             Self::Welcome { holder, epoch, .. } => write!(formatter, "Welcome({holder}, {epoch})"),
             Self::Heartbeat { sequence, .. } => write!(formatter, "Heartbeat({sequence})"),
+            Self::Order { order } => write!(formatter, "Order({order})"),
+            Self::Released => formatter.write_str("Released"),
             Self::Message { body } => write!(formatter, "Message({body})"),
             Self::Refused { reason, again } => write!(formatter, "Refused({reason}, {again:?})"),
         }

@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::protocol::Order;
+
 /// Messages for a child that wait before their sender does.
 const WAITING: usize = 64;
 
@@ -24,6 +26,8 @@ pub(super) struct Roster {
 struct Place {
     seat: Arc<Seat>,
     paused: Arc<AtomicBool>,
+    /// What the child said last that it does.
+    obeys: Option<Order>,
     /// Counts the connections of this child; only the newest may change the place.
     connection: u64,
     /// Ends the newest connection; none while there is none.
@@ -43,6 +47,8 @@ pub(super) struct Attendance {
     /// Whether the loss of a connection, and not an operator, has suspended this run.
     pub(super) paused: Arc<AtomicBool>,
     pub(super) connection: u64,
+    /// Version of the registry from which on it tells the truth about this connection.
+    pub(super) since: i64,
     pub(super) messages: mpsc::Receiver<Value>,
     /// Fires when another connection has taken the place.
     pub(super) replaced: CancellationToken,
@@ -81,9 +87,9 @@ impl Roster {
         let connection = before.as_ref().map_or(1, |place| place.connection + 1);
         let same_run = before.filter(|place| Arc::ptr_eq(&place.seat, &seat));
         let paused = same_run.map(|place| place.paused).unwrap_or_default();
-        let place = Place { seat: Arc::clone(&seat), paused: Arc::clone(&paused), connection, line };
+        let place = Place { seat: Arc::clone(&seat), paused: Arc::clone(&paused), obeys: None, connection, line };
         places.insert(seat.instance(), place);
-        Attendance { seat, paused, connection, messages: outgoing, replaced }
+        Attendance { seat, paused, connection, since: 0, messages: outgoing, replaced }
     }
 
     /// Notes that a connection is gone; false when another has taken its place before.
@@ -110,6 +116,20 @@ impl Roster {
             places.remove(&instance);
         }
         is_same
+    }
+
+    /// Notes what the child of this connection says that it does.
+    pub(super) fn note(&self, attendance: &Attendance, order: Order) {
+        let mut places = self.places();
+        let place = places.get_mut(&attendance.seat.instance());
+        if let Some(place) = place.filter(|place| place.connection == attendance.connection) {
+            place.obeys = Some(order);
+        }
+    }
+
+    /// What a child said last that it does, since it is connected.
+    pub(super) fn obeys(&self, instance: &str) -> Option<Order> {
+        self.places().get(instance).filter(|place| place.line.is_some())?.obeys
     }
 
     /// Where messages for a child go while it is connected.

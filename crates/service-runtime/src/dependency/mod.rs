@@ -1,6 +1,7 @@
 //! What a process calls outside of itself: a circuit breaker that stops calling what fails, a bulkhead that keeps one
 //! slow thing from taking the room of all others, and the time that a caller has left.
 
+mod brake;
 mod exchange;
 mod outcome;
 mod set;
@@ -24,6 +25,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub(crate) use brake::Brake;
 pub use outcome::Unanswered;
 pub use set::Dependencies;
 

@@ -66,7 +66,7 @@ impl<E> Unanswered<E> {
         self.failure().unwrap_or_else(otherwise)
     }
 
-    /// When it makes sense to ask again; none where that is not known.
+    /// When it makes sense to ask again, if the call was not made; none where it was, or where the time is over.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -76,14 +76,19 @@ impl<E> Unanswered<E> {
         }
     }
 
-    /// The error of the call itself, or what kept it from an answer as a reason to try the message again.
+    /// The error of the call itself, or what kept it from an answer as a reason to try the message again: without using
+    /// up an attempt, if the call was not made because the circuit is open or there was no room.
     ///
     /// # Errors
     /// What the handler of the message should end with.
     pub fn or_retry(self, dependency: &str) -> Result<E, HandlerError> {
         self.failure().map_err(|unanswered| {
             let after = unanswered.retry_after();
-            HandlerError::Retry { after, source: anyhow::Error::from(unanswered).context(format!("call {dependency}")) }
+            let source = anyhow::Error::from(unanswered).context(format!("call {dependency}"));
+            match after {
+                Some(after) => HandlerError::deferred(after, source),
+                None => HandlerError::retry(source),
+            }
         })
     }
 }

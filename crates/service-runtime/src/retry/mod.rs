@@ -1,5 +1,6 @@
 //! What a failed attempt leads to: kinds of errors, whether and when they are tried again, and when to give up.
 
+mod deferral;
 mod rule;
 
 use std::{
@@ -14,6 +15,7 @@ use tracing::warn;
 
 use crate::{Claim, HandlerError, passing::in_time};
 
+pub(crate) use deferral::Deferral;
 pub(crate) use rule::RetryRule;
 
 /// Kind of the error of a handler that panicked.
@@ -225,11 +227,13 @@ pub(crate) struct Fault {
     after: Option<Duration>,
     text: String,
     is_final: bool,
+    /// It was not even tried.
+    is_deferred: bool,
 }
 
 impl Fault {
     pub(crate) fn panic(text: &str) -> Self {
-        Self { kind: Some(PANIC), after: None, text: text.to_owned(), is_final: false }
+        Self { kind: Some(PANIC), after: None, text: text.to_owned(), is_final: false, is_deferred: false }
     }
 
     /// How the reason of an error of this kind begins.
@@ -254,21 +258,25 @@ impl Fault {
 
 impl From<HandlerError> for Fault {
     fn from(error: HandlerError) -> Self {
-        let (kind, after, source, is_final) = match error {
-            HandlerError::Retry { after, source } => (None, after, source, false),
-            HandlerError::Reject { source } => (None, None, source, true),
-            HandlerError::OfKind { kind, after, source } => (Some(kind), after, source, false),
+        let is_final = matches!(error, HandlerError::Reject { .. });
+        let is_deferred = matches!(error, HandlerError::Deferred { .. });
+        let (kind, after, source) = match error {
+            HandlerError::Retry { after, source } => (None, after, source),
+            HandlerError::OfKind { kind, after, source } => (Some(kind), after, source),
+            HandlerError::Deferred { after, source } => (None, Some(after), source),
+            HandlerError::Reject { source } => (None, None, source),
         };
-        Self { kind, after, text: format!("{source:#}"), is_final }
+        Self { kind, after, text: format!("{source:#}"), is_final, is_deferred }
     }
 }
 
 impl From<Fault> for HandlerError {
     fn from(fault: Fault) -> Self {
-        let Fault { kind, after, text, is_final } = fault;
+        let Fault { kind, after, text, is_final, is_deferred } = fault;
         let source = anyhow::Error::msg(text);
         match kind {
             _ if is_final => Self::Reject { source },
+            _ if is_deferred => Self::Deferred { after: after.unwrap_or_default(), source },
             Some(kind) => Self::OfKind { kind, after, source },
             None => Self::Retry { after, source },
         }
@@ -315,6 +323,7 @@ mod tests {
             HandlerError::retry(anyhow::anyhow!("a").context("b")),
             HandlerError::rejected("c"),
             HandlerError::of_kind("d", anyhow::anyhow!("e")).after(SECOND),
+            HandlerError::deferred(SECOND, anyhow::anyhow!("f")),
         ] {
             let fault = Fault::from(error);
             assert_eq!(Fault::from(HandlerError::from(fault.clone())), fault);

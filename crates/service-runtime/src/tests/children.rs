@@ -3,162 +3,17 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use cogo_contracts::AgentState;
-use cogo_registry_core::{
-    AgentKey, Ended as BeatEnded, Heartbeat, HeartbeatSettings, Member, Registration, Registry, Standing, Target,
-    detect_location,
-};
-use cogo_test_support::TestDatabase;
+use cogo_registry_core::{AgentKey, Standing, Target};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{PATIENCE, wire::carry};
-use crate::{
-    Again, ChildClient, ChildEvent, ChildHandle, ChildIntroduction, Children, ChildrenSettings, ConnectionSettings,
-    Ended, FromChild, ToChild,
+use super::{
+    PATIENCE,
+    child_support::{CHILD, INSTANCE, Parent},
 };
-
-const CHILD: &str = "figma-worker";
-const INSTANCE: &str = "figma-worker/0";
-
-/// A process with children, and the wire to it, which can be cut.
-struct Parent {
-    registry: Registry,
-    member: Member,
-    children: Children,
-    received: mpsc::Receiver<FromChild>,
-    key: AgentKey,
-    address: String,
-    intact: watch::Sender<bool>,
-    stop: CancellationToken,
-    leave: CancellationToken,
-    beating: JoinHandle<BeatEnded>,
-    tracker: TaskTracker,
-    // dropped last, as it removes the database
-    _database: TestDatabase,
-}
-
-impl Parent {
-    async fn start(change: impl FnOnce(&mut ChildrenSettings)) -> Self {
-        let database = cogo_test_support::database().await;
-        let registry = Registry::new(database.pool.clone());
-        let (_, key) = registry.issue_key(CHILD, "test").await.unwrap();
-        let version = semver::Version::new(0, 1, 0);
-        let registration = Registration::new("design", "design-hub", 0, version, detect_location(|_| None)).unwrap();
-        let often = HeartbeatSettings { interval: Duration::from_millis(50), ..HeartbeatSettings::default() };
-        let (heartbeat, member) = Heartbeat::new(&registry, registration, often);
-        let (stop, leave, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let beating = tracker.spawn(heartbeat.run(leave.clone()));
-        member.activate();
-        member.standing().wait_for(|now| now.claiming().is_some()).await.unwrap();
-
-        let mut settings = ChildrenSettings::of_domain("design");
-        change(&mut settings);
-        let (children, received) =
-            Children::new(registry.clone(), member.clone(), settings, stop.clone(), tracker.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let behind = listener.local_addr().unwrap();
-        let (router, ending) = (children.router(), stop.clone());
-        tracker.spawn(async move {
-            axum::serve(listener, router).with_graceful_shutdown(ending.cancelled_owned()).await.unwrap();
-        });
-        let (intact, wire) = watch::channel(true);
-        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("ws://{}/children", front.local_addr().unwrap());
-        tracker.spawn(carry(front, behind, wire, stop.clone()));
-        let _database = database;
-        Self { registry, member, children, received, key, address, intact, stop, leave, beating, tracker, _database }
-    }
-
-    fn child(&self) -> Child {
-        self.child_with(&self.key, |_| {})
-    }
-
-    fn child_with(&self, key: &AgentKey, change: impl FnOnce(&mut ConnectionSettings)) -> Child {
-        let mut settings = ConnectionSettings {
-            heartbeat: Duration::from_millis(40),
-            pause: Duration::from_millis(5),
-            longest_pause: Duration::from_millis(100),
-            ..ConnectionSettings::default()
-        };
-        change(&mut settings);
-        let introduction = ChildIntroduction {
-            name: CHILD.to_owned(),
-            slot: 0,
-            version: semver::Version::new(2, 0, 1),
-            capabilities: vec!["figma".to_owned()],
-            tags: vec!["zone:a".to_owned()],
-        };
-        let (client, handle) = ChildClient::new(&self.address, introduction, key.clone(), settings).unwrap();
-        let stop = CancellationToken::new();
-        let task = self.tracker.spawn(client.run(stop.clone()));
-        Child { handle, stop, task }
-    }
-
-    /// State of the run in the registry, once it is this one.
-    async fn until(&self, run: uuid::Uuid, expected: &str) {
-        let state = "select a.state from registry.agents a where a.instance_id = $1";
-        let reached = async {
-            loop {
-                let now: String = sqlx::query_scalar(state).bind(run).fetch_one(&self._database.pool).await.unwrap();
-                if now == expected {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(3)).await;
-            }
-        };
-        timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("the child does not become {expected}"));
-    }
-
-    async fn end_reason(&self, run: uuid::Uuid) -> String {
-        sqlx::query_scalar("select a.end_reason from registry.agents a where a.instance_id = $1")
-            .bind(run)
-            .fetch_one(&self._database.pool)
-            .await
-            .unwrap()
-    }
-
-    async fn stop(self) {
-        self.stop.cancel();
-        self.leave.cancel();
-        self.beating.await.unwrap();
-        self.tracker.close();
-        timeout(PATIENCE, self.tracker.wait()).await.expect("everything ends");
-    }
-}
-
-struct Child {
-    handle: ChildHandle,
-    stop: CancellationToken,
-    task: JoinHandle<Ended>,
-}
-
-impl Child {
-    async fn next(&mut self) -> ChildEvent {
-        timeout(PATIENCE, self.handle.events.recv()).await.expect("an event comes").expect("the child runs")
-    }
-
-    fn run(&self) -> uuid::Uuid {
-        self.handle.seated.borrow().as_ref().unwrap().instance_id
-    }
-
-    async fn ended(self) -> (Ended, Vec<ChildEvent>) {
-        let ended = timeout(PATIENCE, self.task).await.expect("it ends").unwrap();
-        let mut events = self.handle.events;
-        let mut rest = Vec::new();
-        while let Some(event) = events.recv().await {
-            rest.push(event);
-        }
-        (ended, rest)
-    }
-}
+use crate::{Again, ChildEvent, Ended, ToChild};
 
 #[tokio::test]
 async fn child_stands_in_the_registry_through_its_parent_and_both_talk() {
@@ -169,7 +24,7 @@ async fn child_stands_in_the_registry_through_its_parent_and_both_talk() {
     let own = listed.iter().find(|agent| agent.id.name == CHILD).unwrap();
     assert_eq!((own.level, own.parent.as_deref(), own.state), (3, Some("design-hub/0"), AgentState::Active));
     assert_eq!((own.id.domain.as_str(), own.id.version.to_string().as_str()), ("design", "2.0.1"));
-    assert_eq!((own.id.instance_id, own.epoch, &own.capabilities), (child.run(), 1, &vec!["figma".to_owned()]));
+    assert_eq!((own.id.instance_id, own.epoch, own.capabilities[0].as_str()), (child.run(), 1, "figma"));
     assert!(own.beat_age_ms.is_some(), "it rides on the parent's beat");
     assert_eq!(parent.children.connected(), [INSTANCE]);
 

@@ -56,7 +56,7 @@ impl Handler for Calling {
 }
 
 #[tokio::test]
-async fn message_whose_dependency_fails_is_retried_later_without_a_call() {
+async fn message_whose_dependency_fails_waits_without_a_call() {
     let database = cogo_test_support::database().await;
     let bus = Bus::new(database.pool.clone());
     let (stop, wakeups, leave) = (Stop::default(), WakeUps::default(), CancellationToken::new());
@@ -98,7 +98,7 @@ async fn message_whose_dependency_fails_is_retried_later_without_a_call() {
     let spared = step_with_error(send(None).await).await;
     assert!(spared.error.unwrap().contains("Circuit is open"));
     let wait = spared.retry_at.expect("it is tried again") - spared.claimed_at.unwrap();
-    assert!(wait.num_minutes() >= 55, "when the circuit may be tried, not sooner: {wait}");
+    assert!((300..=361).contains(&wait.num_seconds()), "as long as anything waits: {wait}");
     assert_eq!(handler.calls.load(Ordering::SeqCst), 2, "an open circuit lets no call through");
     let budgets = handler.budgets.lock().unwrap().clone();
     assert!(budgets[0].is_some_and(|left| left <= Duration::from_secs(58)), "{budgets:?}");
@@ -235,5 +235,108 @@ async fn follow_up_has_no_more_time_than_its_parent() {
     let beyond = of(limited).await.expect("it has an end as well");
     assert!(beyond.abs() < 60.0, "{beyond} s");
     assert_eq!(of(unlimited).await, None);
+    drop(running.finish().await);
+}
+
+/// Asks something that is well behind a circuit that a test opens and closes.
+#[derive(Clone)]
+struct Asking(Dependency);
+
+impl Handler for Asking {
+    const ROUTE: Route = ROUTE;
+    type Request = Value;
+    type Reply = Value;
+
+    async fn handle(&self, _: Value, claim: &Claim) -> Result<Value, HandlerError> {
+        let asked = claim.call(&self.0, async { Ok::<_, Down>(json!({})) }, |Down| true).await;
+        asked.map_err(|unanswered| match unanswered.or_retry(self.0.name()) {
+            Ok(down) => HandlerError::reject(down),
+            Err(not_asked) => not_asked,
+        })
+    }
+}
+
+/// Messages, claims of them, and claims that were given back.
+async fn claims(pool: &PgPool) -> (i64, i64, i64) {
+    let counts = "select count(*), coalesce(sum(attempts), 0), coalesce(sum(released), 0) from public.agent_messages";
+    sqlx::query_as(counts).fetch_one(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn open_circuit_costs_no_attempts_and_few_claims() {
+    const MESSAGES: i64 = 200;
+    let database = cogo_test_support::database().await;
+    let pool = database.pool.clone();
+    let dependency = Dependency::alone("mail", &brittle()).unwrap();
+    dependency.breaker().trip("test");
+    let asking = Asking(dependency.clone());
+    let running = Running::start_with(database, pool.clone(), true, pace(), |_| asking);
+    let message =
+        NewMessage { max_attempts: Some(1), ..NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), json!({})) };
+    let messages = vec![message; usize::try_from(MESSAGES).unwrap()];
+    let begun = Instant::now();
+    running.bus.enqueue_many(&messages).await.unwrap();
+    let refused = async {
+        // more than were in hand at once, so the worker has claimed again meanwhile
+        while claims(&pool).await.2 < 6 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("messages are handed back");
+    let (_, _, given_back) = claims(&pool).await;
+    assert!(given_back < 20, "{given_back} claims for nothing");
+    // the four that were in hand together lead to a pause of 0.8 s, and the fifth to one twice as long
+    let least = Duration::from_millis(2_400);
+    assert!(begun.elapsed() >= least, "the worker claimed again without a pause");
+
+    dependency.breaker().reset("test");
+    let done = async {
+        loop {
+            sqlx::query("update bus.delayed set due = clock_timestamp()").execute(&pool).await.unwrap();
+            let open = "select count(*) from public.agent_messages where status in ('queued', 'claimed')";
+            if sqlx::query_scalar::<_, i64>(open).fetch_one(&pool).await.unwrap() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(2 * PATIENCE, done).await.expect("all are worked on once the circuit is closed");
+    let (all, claimed, given_back) = claims(&pool).await;
+    assert_eq!((all, claimed - given_back), (MESSAGES, MESSAGES), "one attempt for each");
+    let done: i64 = sqlx::query_scalar("select count(*) from public.agent_messages where status = 'done'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(done, MESSAGES);
+    drop(running.finish().await);
+}
+
+#[tokio::test]
+async fn full_bulkhead_costs_no_attempt() {
+    let bulkhead = BulkheadSettings { concurrent: 1, waiting: 0, patience: Duration::ZERO, per_tenant: 1 };
+    let settings = DependencySettings { bulkhead, ..DependencySettings::default() };
+    let dependency = Dependency::alone("mail", &settings).unwrap();
+    let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let mut calls = JoinSet::new();
+    let (begin, ended, slow) = (Arc::clone(&begun), Arc::clone(&end), dependency.clone());
+    calls.spawn(async move {
+        let call = async {
+            begin.notify_one();
+            ended.notified().await;
+            Ok::<_, Down>(())
+        };
+        slow.call("slow", None, call, |Down| true).await.unwrap();
+    });
+    begun.notified().await;
+    let database = cogo_test_support::database().await;
+    let pool = database.pool.clone();
+    let asking = Asking(dependency.clone());
+    let running = Running::start_with(database, pool.clone(), true, pace(), |_| asking);
+    let id = running.send_with("", |message| message.max_attempts = Some(1)).await;
+    let waiting = running.until(id, |task| task.steps[0].error.is_some()).await;
+    assert!(waiting.steps[0].error.as_deref().unwrap().contains("No room"), "{waiting:?}");
+    end.notify_one();
+    calls.join_next().await.unwrap().unwrap();
+    assert_eq!(running.ended(id).await.status, TaskStatus::Done);
     drop(running.finish().await);
 }

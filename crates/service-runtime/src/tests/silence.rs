@@ -148,7 +148,7 @@ async fn lease_that_cannot_be_extended_is_given_up_in_time() {
     // a connection that is open when the silence begins
     by_proxy.task(claimed.id).await.unwrap();
     let (leases, token, stop) = (Arc::new(Leases::default()), CancellationToken::new(), CancellationToken::new());
-    leases.add(claimed.fence(), "w", token.clone(), lease);
+    leases.add(std::iter::once((claimed.fence(), token.clone())), &"w".into(), lease);
     proxy.silence();
     let pulse: Arc<Pulse> = Pulses::default().add("test".to_owned(), lease);
     let keeping = {

@@ -1,0 +1,133 @@
+//! Ends of attempts that are recorded one by one: failures, completions that send or write something, what is handed back.
+
+use std::time::Duration;
+
+use cogo_bus_core::{Bus, Error as BusError, Failure, Settled};
+use cogo_telemetry::Outcome;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::{
+    Claim, Handler,
+    attempt::{Attempts, End},
+    passing::{in_time, is_passing, silent},
+    retry::Deferral,
+};
+
+/// First and longest pause before the end of an attempt is written again.
+pub(crate) const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// How often an end that the database refuses for a reason of its own is written before the attempt counts as failed.
+const REFUSALS: u8 = 3;
+/// How long the end of an attempt may still be written after the hard stop.
+pub(crate) const LAST_WRITE: Duration = Duration::from_secs(2);
+/// A write may wait for a connection as well, and effects are statements of their own.
+const WRITES_IN_A_ROW: u32 = 3;
+const WRITES_WITH_EFFECTS: u32 = 10;
+
+impl<H: Handler> Attempts<H> {
+    /// Writes the end, again and again while the database is away and the message may still be ours.
+    pub(crate) async fn record(&self, claim: &Claim, end: End, started: Instant) {
+        let id = claim.id();
+        let mut pause = WRITE_AGAIN.0;
+        let mut refusals = 0;
+        let mut end = end;
+        let outcome = loop {
+            let (reason, retriable) = match self.write_in_time(claim, &end).await {
+                Ok(outcome) => break outcome,
+                Err(BusError::Database(error)) => {
+                    refusals += u8::from(!is_passing(&error));
+                    warn!(%error, "end of the attempt not written yet");
+                    if refusals < REFUSALS {
+                        if !self.still_ours_after(pause, claim).await {
+                            warn!("end of the attempt not written, and not ours to write any more");
+                            break Outcome::LeaseLost;
+                        }
+                        pause = (pause * 2).min(WRITE_AGAIN.1);
+                        continue;
+                    }
+                    (format!("the database refuses the completion: {error}"), true)
+                }
+                // the result itself is against the contract: that is the handler's failure, and final
+                Err(refused) => (format!("{refused:#}"), false),
+            };
+            warn!(error = reason, "completion refused");
+            if matches!(end, End::Failed(_)) {
+                break Outcome::LeaseLost;
+            }
+            refusals = 0;
+            end = End::Failed(Failure { reason, retriable, retry_after: None });
+        };
+        self.forget(&[id]);
+        match &end {
+            End::Failed(failure) => warn!(outcome = outcome.as_str(), error = failure.reason, "message {id} failed"),
+            // the row tells it too: a line for each would cost as much as a small handler
+            End::Done(..) => {
+                self.brake.worked();
+                debug!(outcome = outcome.as_str(), "message {id} handled");
+            }
+            End::Deferred(Deferral { wait, reason }) => {
+                info!(outcome = outcome.as_str(), wait_ms = wait.as_millis(), reason, "message {id} put off");
+            }
+            End::Released | End::Lost => info!(outcome = outcome.as_str(), "message {id} dropped"),
+        }
+        self.metrics.processed(outcome, started.elapsed());
+    }
+
+    /// Waits; false when the lease, the time to live, the claim or the process ended meanwhile.
+    async fn still_ours_after(&self, pause: Duration, claim: &Claim) -> bool {
+        let until = Instant::now() + pause;
+        let Some(owned) = self.leases.owned_until(claim.id()) else { return false };
+        let last = claim.deadline().map_or(owned, |deadline| deadline.min(owned));
+        tokio::select! {
+            biased;
+            () = self.hard_stop.cancelled() => false,
+            () = claim.token().cancelled() => false,
+            () = tokio::time::sleep_until(until.min(last)) => until < last,
+        }
+    }
+
+    /// A write that neither a silent database nor the end of the process can hold up.
+    async fn write_in_time(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+        let writes = match end {
+            End::Done(_, effects) if !effects.is_empty() => WRITES_WITH_EFFECTS,
+            _ => WRITES_IN_A_ROW,
+        };
+        tokio::select! {
+            written = in_time(self.patience * writes, self.write(claim, end)) => written,
+            () = self.last_chance() => Err(silent()),
+        }
+    }
+
+    async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+        let fence = claim.claimed().fence();
+        let holder = claim.holder();
+        let started = Instant::now();
+        let outcome = match end {
+            End::Done(completion, effects) if effects.is_empty() => {
+                self.bus.complete(&fence, holder, completion).await?.then_some(Outcome::Done)
+            }
+            End::Done(completion, effects) => {
+                let mut transaction = self.bus.pool().begin().await?;
+                let ours = Bus::complete_in(&mut transaction, &fence, holder, completion).await?;
+                if ours {
+                    for effect in effects {
+                        effect(&mut transaction).await?;
+                    }
+                    transaction.commit().await?;
+                }
+                ours.then_some(Outcome::Done)
+            }
+            End::Failed(failure) => self.bus.fail(&fence, holder, failure).await?.map(|settled| match settled {
+                Settled::Again => Outcome::Retry,
+                Settled::DeadLetter => Outcome::DeadLetter,
+            }),
+            End::Deferred(Deferral { wait, reason }) => {
+                (self.bus.defer(&[fence], holder, *wait, reason).await? == 1).then_some(Outcome::Released)
+            }
+            End::Released => (self.bus.release(&[fence], holder).await? == 1).then_some(Outcome::Released),
+            End::Lost => None,
+        };
+        self.metrics.settled(started.elapsed());
+        Ok(outcome.unwrap_or(Outcome::LeaseLost))
+    }
+}
