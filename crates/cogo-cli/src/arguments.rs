@@ -74,11 +74,16 @@ pub(crate) enum Command {
     Schema(command::schema::Schemas),
     Route(command::route::Routes),
     Agents(command::agents::Agents),
+    Key(command::key::Keys),
+    Config(command::config::Config),
+    Child(command::child::Child),
     Bench(command::bench::Bench),
     Chaos(command::chaos::Chaos),
     Version(command::version::Version),
     #[command(hide = true)]
     Launch(command::launch::Launch),
+    #[command(hide = true)]
+    Guard(command::guard::Guard),
     #[command(hide = true)]
     ChaosAgent(command::chaos::agent::ChaosAgent),
 }

@@ -1,5 +1,16 @@
 //! Times and sizes as people read them.
 
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+/// From one moment to a later one, in milliseconds; 0 if it is not later.
+pub(crate) fn milliseconds_between(from: DateTime<Utc>, to: DateTime<Utc>) -> f64 {
+    // two stamps of one task are never so far apart that this overflows
+    let microseconds = (to - from).num_microseconds().unwrap_or(i64::MAX).max(0);
+    Duration::from_micros(microseconds.unsigned_abs()).as_secs_f64() * 1000.0
+}
+
 /// Milliseconds with about three digits: `4.2 ms`, `420 ms`, `4.20 s`, `4 min 02 s`.
 pub(crate) fn milliseconds(value: f64) -> String {
     let value = value.max(0.0);

@@ -4,6 +4,7 @@
 //! 4 conflict, 5 not allowed, 6 timeout, 7 not available, 130 interrupted.
 
 mod arguments;
+mod attempts;
 mod command;
 mod context;
 mod failure;

@@ -39,7 +39,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn obey(command: Command, context: &Context) -> Result<(), Failure> {
     // these are ended by a signal in good order, by themselves
-    let ends_itself = matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_));
+    let ends_itself =
+        matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_) | Command::Child(_));
     let work = Box::pin(dispatch(command, context));
     if ends_itself {
         return work.await;
@@ -73,10 +74,14 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Schema(schemas) => Box::pin(schemas.run(context)).await,
         Command::Route(routes) => Box::pin(routes.run(context)).await,
         Command::Agents(agents) => Box::pin(agents.run(context)).await,
+        Command::Key(keys) => Box::pin(keys.run(context)).await,
+        Command::Config(config) => Box::pin(config.run(context)).await,
+        Command::Child(child) => Box::pin(child.run(context)).await,
         Command::Bench(bench) => Box::pin(bench.run(context)).await,
         Command::Chaos(chaos) => Box::pin(chaos.run(context)).await,
         Command::Version(version) => version.run(context),
         Command::Launch(launch) => launch.run(),
+        Command::Guard(guard) => Box::pin(guard.run()).await,
         // answered before there was a runtime: it makes its own
         Command::ChaosAgent(agent) => agent.run().map(drop),
     }

@@ -1,11 +1,15 @@
 //! A task as a waterfall of text: a tree of steps, each with a bar on a common time axis.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
+use cogo_bus_core::Attempt;
 use cogo_contracts::{MessageStatus, Step, Task, TaskStatus};
 use uuid::Uuid;
 
 use crate::{
-    format,
+    attempts,
+    format::{self, milliseconds_between},
     output::{Look, Paint},
 };
 
@@ -36,6 +40,8 @@ pub(crate) struct Row {
     pub(crate) run_ms: Option<f64>,
     is_open: bool,
     error: Option<String>,
+    /// Each attempt, first to last, as far as it was asked for.
+    pub(crate) history: Vec<Attempt>,
 }
 
 /// A task, ready to be drawn.
@@ -45,6 +51,7 @@ pub(crate) struct Waterfall {
     tenant: String,
     status: TaskStatus,
     pub(crate) total_ms: f64,
+    now: DateTime<Utc>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -57,7 +64,15 @@ impl Waterfall {
             rows.push(row(step, depth, task.created_at, now));
         }
         let total_ms = milliseconds_between(task.created_at, end);
-        Self { id: task.id, tenant: task.tenant.clone(), status: task.status, total_ms, rows }
+        Self { id: task.id, tenant: task.tenant.clone(), status: task.status, total_ms, now, rows }
+    }
+
+    /// With the attempts of its steps.
+    pub(crate) fn with_histories(mut self, mut histories: HashMap<Uuid, Vec<Attempt>>) -> Self {
+        for row in &mut self.rows {
+            row.history = histories.remove(&row.id).unwrap_or_default();
+        }
+        self
     }
 }
 
@@ -78,6 +93,7 @@ fn row(step: &Step, depth: usize, begin: DateTime<Utc>, now: DateTime<Utc>) -> R
         run_ms: claimed.map(|claimed| milliseconds_between(claimed, end)),
         is_open: step.done_at.is_none(),
         error: step.error.clone(),
+        history: Vec::new(),
     }
 }
 
@@ -93,12 +109,6 @@ fn in_tree_order(steps: &[Step]) -> Vec<(&Step, usize)> {
             .extend(steps.iter().rev().filter(|child| above(child) == Some(step.id)).map(|child| (child, depth + 1)));
     }
     ordered
-}
-
-fn milliseconds_between(from: DateTime<Utc>, to: DateTime<Utc>) -> f64 {
-    // two stamps of one task are never so far apart that this overflows
-    let microseconds = (to - from).num_microseconds().unwrap_or(i64::MAX).max(0);
-    std::time::Duration::from_micros(microseconds.unsigned_abs()).as_secs_f64() * 1000.0
 }
 
 /// Draws the task into lines of at most `width` columns.
@@ -119,14 +129,28 @@ pub(crate) fn render(waterfall: &Waterfall, width: usize, paint: Paint) -> Strin
     ];
     for row in &waterfall.rows {
         lines.push(columns.line(row, waterfall.total_ms, paint));
-        if let Some(error) = &row.error {
-            let text = format::shortened(error, width.saturating_sub(row.depth * 2 + 9));
-            lines.push(format!("{}  {} {text}", "  ".repeat(row.depth), paint.paint(Look::Bad, "error:")));
-        }
+        lines.extend(below(row, waterfall.now, width, paint));
     }
     lines.push(format!("{WAIT} waits  {RUN} runs  {OPEN_END} goes on"));
     let trimmed: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
     trimmed.join("\n")
+}
+
+/// What does not fit beside the bar: each attempt if there were several, and the last error unless the last of them tells it.
+fn below(row: &Row, now: DateTime<Utc>, width: usize, paint: Paint) -> Vec<String> {
+    let indent = "  ".repeat(row.depth + 1);
+    let attempts = if row.history.len() > 1 { attempts::lines(&row.history, now) } else { Vec::new() };
+    let mut lines: Vec<String> = attempts
+        .iter()
+        .map(|attempt| format::shortened(attempt, width.saturating_sub(indent.len())))
+        .map(|attempt| format!("{indent}{}", paint.paint(Look::Dim, &attempt)))
+        .collect();
+    let is_told = !lines.is_empty() && row.history.last().is_some_and(|last| last.error == row.error);
+    if let Some(error) = row.error.as_ref().filter(|_| !is_told) {
+        let text = format::shortened(error, width.saturating_sub(indent.len() + 7));
+        lines.push(format!("{indent}{} {text}", paint.paint(Look::Bad, "error:")));
+    }
+    lines
 }
 
 /// Widths of the columns: label, status, bar, times.

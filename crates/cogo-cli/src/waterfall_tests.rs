@@ -144,6 +144,40 @@ fn attempts_and_reasons_of_a_dead_letter_are_shown_and_its_replay_below_it() {
 }
 
 #[test]
+fn attempts_stand_below_a_step_that_had_several_and_tell_its_error() {
+    let mut task = finished();
+    let dead = &mut task.steps[2];
+    (dead.status, dead.attempts, dead.error) = (MessageStatus::Failed, 2, Some("index is\nmissing".to_owned()));
+    let id = dead.id;
+    let attempt = |number, from, until, outcome: &str, error: &str| Attempt {
+        attempt: number,
+        holder: Some("chat/0#1".to_owned()),
+        started_at: Some(at(from)),
+        ended_at: Some(at(until)),
+        outcome: outcome.to_owned(),
+        error: Some(error.to_owned()),
+    };
+    let history =
+        vec![attempt(1, 22, 26, "released", "handed back"), attempt(2, 30, 40, "failed", "index is\nmissing")];
+    let once = vec![attempt(1, 5, 10, "completed", "")];
+    let waterfall = Waterfall::of(&task, at(99));
+    let first = waterfall.rows[0].id;
+    let waterfall = waterfall.with_histories(HashMap::from([(id, history), (first, once)]));
+    let picture = render(&waterfall, 80, Paint::PLAIN);
+    let below: Vec<&str> = picture.lines().skip_while(|line| !line.contains("gateway/chat")).skip(1).collect();
+    let expected = [
+        "      #1   00:00:00.022     4.0 ms  handed back   chat/0#1: handed back",
+        "      #2   00:00:00.030    10.0 ms  failed        chat/0#1: index is missing",
+        "░ waits  █ runs  ▶ goes on",
+    ];
+    assert_eq!(below, expected, "\n{picture}");
+    assert!(!picture.contains("completed"), "one attempt needs no line\n{picture}");
+    for line in render(&waterfall, 40, Paint::PLAIN).lines().skip(2) {
+        assert!(line.chars().count() <= 40, "{line}");
+    }
+}
+
+#[test]
 fn siblings_keep_their_order_and_orphans_are_not_lost() {
     let given = |number, parent| {
         step(Given {

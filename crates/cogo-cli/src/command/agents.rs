@@ -2,16 +2,17 @@
 
 use clap::Args;
 use cogo_contracts::AgentState;
-use cogo_registry_core::{Agent, Registry};
+use cogo_registry_core::{Agent, Registry, StandingOrders};
 
 use crate::{
     context::Context,
     failure::Failure,
+    fleet::told,
     format,
     output::{Look, Paint, table},
 };
 
-/// Show the registered agents: version, state, last beat, work in hand and place.
+/// Show the registered agents: level and parent, version, state, last beat, work in hand and place.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cogo agents\n  cogo agents --ended 20 --json")]
 pub(crate) struct Agents {
@@ -22,7 +23,8 @@ pub(crate) struct Agents {
 
 impl Agents {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let registry = Registry::new(context.pool().await?);
+        let pool = context.pool().await?;
+        let registry = Registry::new(pool.clone());
         let agents = match self.ended {
             Some(limit) => registry.ended(limit).await?,
             None => registry.list().await?,
@@ -31,18 +33,22 @@ impl Agents {
         if agents.is_empty() && !output.is_json() {
             output.note("no agents");
         }
+        let orders = match self.ended {
+            Some(_) => Vec::new(),
+            None => StandingOrders::new(pool).list().await?,
+        };
         output.either(&agents, || {
-            let heads = ["agent", "version", "state", ">beat", ">in flight", ">epoch", "place", "holder"];
-            table(heads, agents.iter().map(row))
-                .lines()
-                .map(|line| coloured(output.paint, line))
-                .collect::<Vec<_>>()
-                .join("\n")
+            let heads = ["agent", "level", "version", "state", ">beat", ">in flight", ">epoch", "place", "holder"];
+            let text = table(heads, agents.iter().map(row));
+            let lines = text.lines().map(|line| coloured(output.paint, line));
+            let gap = (!orders.is_empty()).then(String::new);
+            let orders = orders.iter().map(|order| output.paint.paint(Look::Warning, &told(order)));
+            lines.chain(gap).chain(orders).collect::<Vec<_>>().join("\n")
         })
     }
 }
 
-fn row(agent: &Agent) -> [String; 8] {
+fn row(agent: &Agent) -> [String; 9] {
     let region = agent.location.region.as_deref().map_or_else(String::new, |region| format!(" {region}"));
     let state = match (&agent.end_reason, agent.state) {
         (Some(reason), _) => format!("{}: {}", agent.state, format::shortened(reason, 40)),
@@ -51,6 +57,10 @@ fn row(agent: &Agent) -> [String; 8] {
     };
     [
         agent.id.instance(),
+        match &agent.parent {
+            Some(parent) => format!("{} of {parent}", agent.level),
+            None => agent.level.to_string(),
+        },
         agent.id.version.to_string(),
         state,
         format::age(agent.beat_age_ms),

@@ -10,7 +10,8 @@ use crate::{
         bench_bus_database::{BenchDatabase, BenchServer},
         bench_bus_limit,
         bench_bus_load::{Load, Plan},
-        bench_bus_peers::find_peers,
+        bench_bus_mixed::{First, Terms},
+        bench_bus_peers::{Peer, find_peers},
         bench_bus_ping::{idle_pings, loaded_pings},
         bench_bus_report::{OneRun, Report, readable},
     },
@@ -26,9 +27,17 @@ const CLIENT_THREADS: usize = 2;
 /// Works in a database of its own on the server of DATABASE_URL or of the fleet, or on a Postgres of its own if there
 /// is neither, and removes it afterwards. Consumers are bare clients that claim and complete in batches; the time of
 /// handlers and of the worker runtime is not in the figures.
+///
+/// With --peers each run also runs `<peer>/run.sh throughput N` (environment PEER_DB, PAD, ENQ_BATCH; it ends with a line
+/// of JSON that has enqueue_per_s and process_per_s), and then the mixed load of ours beside that of the peer: of pgmq in
+/// turns of a second, by the same producers and consumers through its SQL functions; of graphile-worker,
+/// graphile_worker-rs and procrastinate one after the other, by their own worker while the producers send through their
+/// SQL functions. The others have no mixed run, and the report says why. DATABASE_URL must be the server of the scripts.
+/// With --json the last line is one object; ratios in it are ours divided by the peer's.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  cogo bench bus --messages 50000 --json\n  cogo bench bus --peers peers --peer pgmq --runs 3"
+    after_help = "Examples:\n  cogo bench bus --messages 50000 --json\n  cogo bench bus --peers peers --peer pgmq --runs 3\n  \
+        cogo bench bus --peers peers --peer pgmq --database-url postgres://postgres@127.0.0.1:56321/postgres --json"
 )]
 pub(crate) struct BenchBus {
     /// Messages of each batch phase.
@@ -83,8 +92,9 @@ impl BenchBus {
             let one = self.measure(&server, &client.handle, plan).await?;
             note(one.summary());
             runs.push(one);
+            let terms = Terms { plan, time: self.mixed_time(), first: First::of(u64::from(number)) };
             for peer in &mut peers {
-                peer.measure(plan).await;
+                measure_peer(peer, (&server, &client.handle), terms).await?;
                 note(peer.summary());
             }
         }
@@ -97,11 +107,15 @@ impl BenchBus {
     /// One run in a fresh database; the phases stand apart, so that none disturbs another.
     async fn measure(&self, server: &BenchServer, client: &Handle, plan: Plan) -> Result<OneRun, Failure> {
         let database = server.create_database().await?;
-        let (samples, mixed) = (self.samples, Duration::from_secs(u64::from(self.mixed_seconds)));
+        let (samples, mixed) = (self.samples, self.mixed_time());
         let url = database.url().to_owned();
         let measured = on_threads(client, async move { Box::pin(all_phases(&url, plan, samples, mixed)).await }).await;
         database.remove().await?;
         measured
+    }
+
+    fn mixed_time(&self) -> Duration {
+        Duration::from_secs(u64::from(self.mixed_seconds))
     }
 
     fn plan(&self) -> Plan {
@@ -113,6 +127,14 @@ impl BenchBus {
             payload_bytes: self.payload_bytes,
         }
     }
+}
+
+async fn measure_peer(peer: &mut Peer, at: (&BenchServer, &Handle), terms: Terms) -> Result<(), Failure> {
+    // its script makes the database anew
+    let database = at.0.adopt(&peer.database)?;
+    peer.measure(terms.plan).await;
+    peer.measure_mixed(at, terms).await?;
+    database.remove().await
 }
 
 async fn all_phases(url: &str, plan: Plan, samples: u32, mixed: Duration) -> Result<OneRun, Failure> {
@@ -204,5 +226,6 @@ mod tests {
         }
         assert!(run.idle.seen_p50_ms >= run.idle.claimed_p50_ms && run.idle.claimed_p50_ms > 0.0, "{run:?}");
         assert!(run.limit.insert_per_s > 0.0 && run.limit.cycle_per_s > 0.0, "{run:?}");
+        assert!(run.limit.same_row_per_s > 0.0 && run.limit.three_commits_ms > 0.0, "{run:?}");
     }
 }

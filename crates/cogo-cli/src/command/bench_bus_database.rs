@@ -10,6 +10,7 @@ use tokio::runtime::Builder;
 use uuid::Uuid;
 
 use crate::{
+    command::guard::PostgresGuard,
     context::{Context, DATABASE},
     failure::{Failure, Kind},
 };
@@ -46,7 +47,8 @@ impl BenchServer {
                 let directory = context.home.path().join(format!("bench-{}", std::process::id()));
                 let mut settings = Settings::new(&directory);
                 settings.extra.extend(SERVER_SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
-                let mut own = OwnCluster { cluster: None, directory };
+                let guard = PostgresGuard::over(&directory)?;
+                let mut own = OwnCluster { cluster: None, directory, _guard: guard };
                 let cluster = own.cluster.insert(Box::pin(Cluster::start(&settings)).await?);
                 cluster.create_database_if_missing(DATABASE).await?;
                 let url = cluster.url(DATABASE);
@@ -86,6 +88,21 @@ impl BenchServer {
         Ok(database)
     }
 
+    /// Address of another database of this server.
+    pub(crate) fn url_of(&self, name: &str) -> Result<String, Failure> {
+        with_database(&self.url, name)
+    }
+
+    pub(crate) async fn has(&self, name: &str) -> Result<bool, Failure> {
+        let exists = sqlx::query_scalar("select exists (select from pg_database where datname = $1)").bind(name);
+        Ok(exists.fetch_one(&mut self.connect().await?).await?)
+    }
+
+    /// A database that somebody else makes, removed with the value if it is there; the name needs no quotes.
+    pub(crate) fn adopt(&self, name: &str) -> Result<OwnDatabase, Failure> {
+        Ok(OwnDatabase { url: self.url_of(name)?, admin_url: self.url.clone(), name: name.to_owned() })
+    }
+
     /// Ends a server of its own; another one stays as it is.
     pub(crate) async fn close(self) {
         if let Some(own) = self.own {
@@ -102,6 +119,8 @@ impl BenchServer {
 struct OwnCluster {
     cluster: Option<Cluster>,
     directory: PathBuf,
+    /// Ends it should this process be killed; goes last, once there is nothing left.
+    _guard: PostgresGuard,
 }
 
 impl OwnCluster {

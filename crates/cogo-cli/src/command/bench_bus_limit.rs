@@ -14,7 +14,10 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::{
-    command::bench_bus_load::{Plan, all},
+    command::{
+        bench_bus_load::{Plan, all},
+        bench_bus_report::median,
+    },
     failure::Failure,
 };
 
@@ -28,7 +31,15 @@ pub(crate) struct Limit {
     pub(crate) insert_per_s: f64,
     /// Rows a second that are inserted and then updated once in place.
     pub(crate) cycle_per_s: f64,
+    /// Rows a second with all columns of a message, into a table without parts, checks and triggers.
+    pub(crate) same_row_per_s: f64,
+    /// Median time in ms of what a ping cannot do without: three connections in turn insert a row, update it and update
+    /// it again, each with a commit of its own.
+    pub(crate) three_commits_ms: f64,
 }
+
+/// How often three commits are timed.
+const THREE_COMMITS: u16 = 100;
 
 /// What one statement does with a batch.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +48,8 @@ enum Step {
     Insert,
     /// Into a table that leaves room in its pages, so that an update touches no index.
     InsertWithRoom,
+    /// Into a table with the columns of a message and room in its pages.
+    InsertSameRow,
     Update,
 }
 
@@ -49,6 +62,8 @@ pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
            role text not null, tenant text not null, payload jsonb not null, status text not null default 'queued',
            attempts smallint not null default 0, done_at timestamptz, result_snippet text)",
         "create table bench.roomy_pages (like bench.full_pages including all) with (fillfactor = 45)",
+        "create table bench.same_rows (like public.agent_messages including defaults, primary key (id))
+           with (fillfactor = 45)",
     ] {
         sqlx::query(statement).execute(&mut connection).await?;
     }
@@ -58,9 +73,32 @@ pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
     // the planner guesses about a new table, and this one must use its key
     sqlx::query("analyze bench.roomy_pages").execute(&mut connection).await?;
     let second = each_batch(url, plan, Step::Update, plan.consumers, &batches).await?;
+    let same_rows = each_batch(url, plan, Step::InsertSameRow, plan.producers, &ids(plan)).await?;
     connection.close().await?;
     let rows = f64::from(plan.messages);
-    Ok(Limit { insert_per_s: rows / inserting.as_secs_f64(), cycle_per_s: rows / (first + second).as_secs_f64() })
+    Ok(Limit {
+        insert_per_s: rows / inserting.as_secs_f64(),
+        cycle_per_s: rows / (first + second).as_secs_f64(),
+        same_row_per_s: rows / same_rows.as_secs_f64(),
+        three_commits_ms: three_commits(url, plan).await?,
+    })
+}
+
+async fn three_commits(url: &str, plan: Plan) -> Result<f64, Failure> {
+    let mut connections = Vec::new();
+    for _ in 0..3 {
+        connections.push(PgConnection::connect(url).await?);
+    }
+    let mut times = Vec::new();
+    for _ in 0..THREE_COMMITS {
+        let row = [Uuid::now_v7()];
+        let began = Instant::now();
+        for (connection, step) in connections.iter_mut().zip([Step::InsertWithRoom, Step::Update, Step::Update]) {
+            run(connection, plan, step, &row).await?;
+        }
+        times.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    Ok(median(times).unwrap_or(f64::NAN))
 }
 
 fn ids(plan: Plan) -> Batches {
@@ -109,6 +147,13 @@ async fn run(connection: &mut PgConnection, plan: Plan, step: Step, ids: &[Uuid]
         Step::InsertWithRoom => sqlx::query(
             "insert into bench.roomy_pages (id, service, role, tenant, payload)
              select given.id, 'bench', 'work', 'default', given.payload
+               from unnest($1::uuid[], $2::jsonb[]) as given (id, payload)",
+        )
+        .bind(ids)
+        .bind(payloads()),
+        Step::InsertSameRow => sqlx::query(
+            "insert into bench.same_rows (id, root_id, service, role, shard, tenant, payload)
+             select given.id, given.id, 'bench', 'work', 0, 'default', given.payload
                from unnest($1::uuid[], $2::jsonb[]) as given (id, payload)",
         )
         .bind(ids)

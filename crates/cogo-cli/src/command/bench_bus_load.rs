@@ -162,8 +162,6 @@ impl Load {
 
     /// Sends and completes at once for a while; answers how many a second were completed.
     pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
-        let before = self.shared.done_count.load(Ordering::SeqCst);
-        let began = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
         let mut workers = self.consumers(&stop);
         for _ in 0..self.plan.producers {
@@ -175,12 +173,7 @@ impl Load {
                 Ok(())
             });
         }
-        tokio::time::sleep(time).await;
-        let done = self.shared.done_count.load(Ordering::SeqCst) - before;
-        let elapsed = began.elapsed();
-        stop.store(true, Ordering::Relaxed);
-        all(workers).await?;
-        Ok(as_f64(done) / elapsed.as_secs_f64())
+        rate_of(workers, &stop, time, &self.shared.done_count).await
     }
 
     /// Consumers that work until they are told to stop.
@@ -191,10 +184,8 @@ impl Load {
             consumers.spawn(async move {
                 let holder = format!("bench/{number}#{}", std::process::id());
                 while !stop.load(Ordering::Relaxed) {
-                    // who finds few lets more gather: each look costs as much as many messages
-                    if load.work(&WORK, &holder).await?.len() < usize::from(load.plan.batch) / 20 {
-                        tokio::time::sleep(REST).await;
-                    }
+                    let found = load.work(&WORK, &holder).await?.len();
+                    rest_after(found, load.plan).await;
                 }
                 Ok(())
             });
@@ -262,6 +253,28 @@ impl Load {
     }
 }
 
+/// Who finds few lets more gather: each look costs as much as many messages.
+pub(crate) async fn rest_after(found: usize, plan: Plan) {
+    if found < usize::from(plan.batch) / 20 {
+        tokio::time::sleep(REST).await;
+    }
+}
+
+/// Lets workers work for a while, then tells them to stop; answers by how much `done` grew a second until the last ended.
+pub(crate) async fn rate_of(
+    workers: JoinSet<Result<(), Failure>>,
+    stop: &AtomicBool,
+    time: Duration,
+    done: &AtomicU64,
+) -> Result<f64, Failure> {
+    let (before, began) = (done.load(Ordering::SeqCst), Instant::now());
+    tokio::time::sleep(time).await;
+    stop.store(true, Ordering::Relaxed);
+    all(workers).await?;
+    let elapsed = began.elapsed();
+    Ok(as_f64(done.load(Ordering::SeqCst) - before) / elapsed.as_secs_f64())
+}
+
 /// Waits for all tasks; the first failure ends the rest.
 pub(crate) async fn all(mut tasks: JoinSet<Result<(), Failure>>) -> Result<(), Failure> {
     while let Some(task) = tasks.join_next().await {
@@ -283,7 +296,7 @@ fn count<T>(items: &[T]) -> u64 {
 }
 
 /// Counts of a benchmark are far below where this loses digits.
-fn as_f64(count: u64) -> f64 {
+pub(crate) fn as_f64(count: u64) -> f64 {
     f64::from(u32::try_from(count).unwrap_or(u32::MAX))
 }
 

@@ -7,9 +7,17 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::{process::Command, runtime::Handle};
 
-use crate::{command::bench_bus_load::Plan, context::Context, failure::Failure};
+use crate::{
+    command::{
+        bench_bus_database::{Account, BenchServer},
+        bench_bus_load::Plan,
+        bench_bus_mixed::{MixedRun, Terms, pairs},
+    },
+    context::Context,
+    failure::Failure,
+};
 
 /// A script that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -27,9 +35,16 @@ const SETTINGS: [(&str, &[(&str, &str)]); 3] = [
 pub(crate) struct Peer {
     pub(crate) name: String,
     directory: PathBuf,
+    /// The database that its script makes anew at each start and leaves behind.
+    pub(crate) database: String,
     pub(crate) runs: Vec<PeerRun>,
     /// Why it is not measured any more.
     pub(crate) failed: Option<String>,
+    pub(crate) mixed: Vec<MixedRun>,
+    /// What became of our messages beside it.
+    pub(crate) accounts: Vec<Account>,
+    /// Why it has no mixed run, or no further one.
+    pub(crate) no_mixed_run: Option<String>,
 }
 
 /// The line that a script ends with, as far as it matters here.
@@ -47,7 +62,7 @@ pub(crate) fn find_peers(directory: &Path, named: &[String]) -> Result<Vec<Peer>
         let directory = entry?.path();
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if directory.join("run.sh").is_file() && (named.is_empty() || named.contains(&name)) {
-            found.push(Peer { name, directory, runs: Vec::new(), failed: None });
+            found.push(Peer::new(name, directory));
         }
     }
     found.sort_by(|one, other| one.name.cmp(&other.name));
@@ -62,32 +77,64 @@ pub(crate) fn find_peers(directory: &Path, named: &[String]) -> Result<Vec<Peer>
 }
 
 impl Peer {
+    fn new(name: String, directory: PathBuf) -> Self {
+        let word: String = name.chars().map(|of| if of.is_ascii_alphanumeric() { of } else { '_' }).collect();
+        let database = format!("cogo_bench_peer_{}", word.to_ascii_lowercase());
+        let (runs, mixed, accounts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name, directory, database, runs, failed: None, mixed, accounts, no_mixed_run: None }
+    }
+
     /// One run of its script; after a failure it is left out.
     pub(crate) async fn measure(&mut self, plan: Plan) {
         if self.failed.is_some() {
             return;
         }
-        match self.run(plan).await {
+        match self.script(plan, f64::from(plan.messages)).await {
             Ok(run) => self.runs.push(run),
             Err(why) => self.failed = Some(why),
         }
     }
 
-    pub(crate) fn summary(&self) -> String {
-        match (&self.failed, self.runs.last()) {
-            (Some(why), _) => format!("{} failed: {why}", self.name),
-            (None, Some(run)) => {
-                format!("{}: {:.0} enqueued/s, {:.0} done/s", self.name, run.enqueue_per_s, run.process_per_s)
+    /// Its mixed load beside ours, behind a run of its script; after a failure there is no further one.
+    pub(crate) async fn measure_mixed(&mut self, at: (&BenchServer, &Handle), terms: Terms) -> Result<(), Failure> {
+        if self.failed.is_none() && self.no_mixed_run.is_none() {
+            match pairs(at, terms, self).await? {
+                Ok((runs, account)) => {
+                    self.mixed.extend(runs);
+                    self.accounts.push(account);
+                }
+                Err(why) => self.no_mixed_run = Some(why),
             }
-            (None, None) => format!("{} was not measured", self.name),
         }
+        Ok(())
     }
 
-    async fn run(&self, plan: Plan) -> Result<PeerRun, String> {
+    pub(crate) fn summary(&self) -> String {
+        let (Some(run), None) = (self.runs.last(), &self.failed) else {
+            let why = self.failed.as_deref().unwrap_or("it was not measured");
+            return format!("{} failed: {why}", self.name);
+        };
+        let mixed = match (&self.no_mixed_run, self.mixed.last()) {
+            (None, Some(last)) => {
+                format!("mixed, at last, {:.0}/s beside {:.0}/s of ours", last.its_per_s, last.our_per_s)
+            }
+            (why, _) => format!("no mixed run: {}", why.as_deref().unwrap_or("it was not measured")),
+        };
+        format!("{}: {:.0} enqueued/s, {:.0} done/s, {mixed}", self.name, run.enqueue_per_s, run.process_per_s)
+    }
+
+    /// What it drained a second the last time.
+    pub(crate) fn drain_per_s(&self) -> f64 {
+        self.runs.last().map_or(0.0, |run| run.process_per_s)
+    }
+
+    /// Runs its script with so many messages; dropped, it ends the script.
+    pub(crate) async fn script(&self, plan: Plan, messages: f64) -> Result<PeerRun, String> {
         let mut command = Command::new(self.directory.join("run.sh"));
-        command.args(["throughput", &plan.messages.to_string()]).current_dir(&self.directory);
+        command.args(["throughput", &format!("{messages:.0}")]).current_dir(&self.directory);
         // the scripts have a server of their own, which this must not redirect
         command.env_remove("DATABASE_URL");
+        command.env("PEER_DB", &self.database);
         command.env("PAD", plan.payload_bytes.saturating_sub(WITHOUT_PAD).to_string());
         command.env("ENQ_BATCH", plan.batch.to_string());
         for (name, value) in SETTINGS.iter().filter(|(peer, _)| *peer == self.name).flat_map(|(_, settings)| *settings)
@@ -137,7 +184,7 @@ mod tests {
         };
         script(
             "pgmq",
-            "[ \"$1 $2 $PAD $FINISH\" = 'throughput 100 270 archive' ] || exit 9\n\
+            "[ \"$1 $2 $PAD $FINISH $PEER_DB\" = 'throughput 100 270 archive cogo_bench_peer_pgmq' ] || exit 9\n\
              echo talk; echo '{\"enqueue_per_s\": 10, \"process_per_s\": 4, \"n\": 100}'",
         );
         script("broken", "echo 'no server' >&2; exit 3");

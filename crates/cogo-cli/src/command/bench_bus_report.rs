@@ -8,6 +8,7 @@ use crate::{
         bench_bus_limit::Limit,
         bench_bus_load::Plan,
         bench_bus_peers::Peer,
+        bench_bus_peers_report::{PeerReport, peers_table},
         bench_bus_ping::Pings,
     },
     failure::Failure,
@@ -82,6 +83,8 @@ pub(crate) struct Report {
     index_bytes: f64,
     limit_insert_per_s: f64,
     limit_cycle_per_s: f64,
+    limit_same_row_per_s: f64,
+    limit_three_commits_ms: f64,
     enqueue_limit_ratio: f64,
     limit_ratio: f64,
     sent: i64,
@@ -90,21 +93,14 @@ pub(crate) struct Report {
     peers: Vec<PeerReport>,
 }
 
-#[derive(Debug, Serialize)]
-struct PeerReport {
-    peer: String,
-    enqueue_per_s: Option<f64>,
-    drain_per_s: Option<f64>,
-    /// Ours divided by the peer's.
-    enqueue_ratio: Option<f64>,
-    drain_ratio: Option<f64>,
-    failed: Option<String>,
-}
-
 impl Report {
     pub(crate) fn new(plan: Plan, server: ServerSettings, runs: &[OneRun], peers: &[Peer]) -> Self {
         let of = |figure: fn(&OneRun) -> f64| rounded(median(runs.iter().map(figure).collect()).unwrap_or(f64::NAN));
-        let sum = |count: fn(&Account) -> i64| runs.iter().map(|run| count(&run.account)).sum();
+        // our messages beside a peer count as well
+        let beside = || peers.iter().flat_map(|peer| &peer.accounts).copied();
+        let sum = |count: fn(&Account) -> i64| {
+            runs.iter().map(|run| run.account).chain(beside()).map(|account| count(&account)).sum()
+        };
         Self {
             messages: plan.messages,
             runs: runs.len(),
@@ -130,12 +126,14 @@ impl Report {
             index_bytes: of(|run| run.index_bytes),
             limit_insert_per_s: of(|run| run.limit.insert_per_s),
             limit_cycle_per_s: of(|run| run.limit.cycle_per_s),
+            limit_same_row_per_s: of(|run| run.limit.same_row_per_s),
+            limit_three_commits_ms: of(|run| run.limit.three_commits_ms),
             enqueue_limit_ratio: of(|run| run.enqueue_per_s / run.limit.insert_per_s),
             limit_ratio: of(OneRun::limit_ratio),
             sent: sum(|account| account.sent),
             lost: sum(|account| account.lost),
             duplicated: sum(|account| account.duplicated),
-            peers: peers.iter().map(|peer| compare(runs, peer)).collect(),
+            peers: peers.iter().map(|peer| PeerReport::new(runs, peer)).collect(),
         }
     }
 
@@ -148,20 +146,6 @@ impl Report {
             "Of {} messages {} were lost and {} duplicated",
             self.sent, self.lost, self.duplicated
         )))
-    }
-}
-
-/// A peer ran after each of our runs, so the ratio of each pair is of one moment.
-fn compare(runs: &[OneRun], peer: &Peer) -> PeerReport {
-    let of = |figures: Vec<f64>| median(figures).map(rounded);
-    let pairs = || runs.iter().zip(&peer.runs);
-    PeerReport {
-        peer: peer.name.clone(),
-        enqueue_per_s: of(peer.runs.iter().map(|run| run.enqueue_per_s).collect()),
-        drain_per_s: of(peer.runs.iter().map(|run| run.process_per_s).collect()),
-        enqueue_ratio: of(pairs().map(|(our, its)| our.enqueue_per_s / its.enqueue_per_s).collect()),
-        drain_ratio: of(pairs().map(|(our, its)| our.drain_per_s / its.process_per_s).collect()),
-        failed: peer.failed.clone(),
     }
 }
 
@@ -201,6 +185,8 @@ pub(crate) fn readable(report: &Report) -> String {
             row("a done message, table + indexes", bytes(report.table_bytes, report.index_bytes)),
             row("limit: plain insert", per_s(report.limit_insert_per_s)),
             row("limit: insert and one update in place", per_s(report.limit_cycle_per_s)),
+            row("limit: insert of the same row, no bus", per_s(report.limit_same_row_per_s)),
+            row("limit: three commits in turn", format!("{:.2} ms", report.limit_three_commits_ms)),
             row("enqueue against its limit", format!("{:.2}", report.enqueue_limit_ratio)),
             row("enqueue and drain against their limit", format!("{:.2}", report.limit_ratio)),
             row("lost / duplicated", format!("{} / {} of {}", report.lost, report.duplicated, report.sent)),
@@ -225,24 +211,6 @@ pub(crate) fn readable(report: &Report) -> String {
     text
 }
 
-fn peers_table(peers: &[PeerReport]) -> String {
-    let whole = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.0}"));
-    let ratio = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.2}"));
-    table(
-        ["peer", ">enqueue/s", ">drain/s", ">ours to its enqueue", ">ours to its drain", "failed"],
-        peers.iter().map(|peer| {
-            [
-                peer.peer.clone(),
-                whole(peer.enqueue_per_s),
-                whole(peer.drain_per_s),
-                ratio(peer.enqueue_ratio),
-                ratio(peer.drain_ratio),
-                peer.failed.clone().unwrap_or_default(),
-            ]
-        }),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,7 +229,7 @@ mod tests {
             wal_bytes_drain: 1.0,
             table_bytes: 1.0,
             index_bytes: 1.0,
-            limit: Limit { insert_per_s: 1000.0, cycle_per_s: 500.0 },
+            limit: Limit { insert_per_s: 1000.0, cycle_per_s: 500.0, same_row_per_s: 800.0, three_commits_ms: 1.0 },
             account: Account { sent: 10, lost, duplicated: 0 },
         }
     }
@@ -283,7 +251,8 @@ mod tests {
     fn ratios_compare_a_whole_life_with_a_whole_life() {
         let value = serde_json::to_value(report(&[run(500.0, 500.0, 0)])).expect("an object");
         assert_eq!((value["enqueue_limit_ratio"].as_f64(), value["limit_ratio"].as_f64()), (Some(0.5), Some(0.5)));
-        for key in ["enqueue_per_s", "drain_per_s", "ping_p50_ms", "ping_p99_ms", "lost", "duplicated"] {
+        let mixed_too = ["enqueue_per_s", "drain_per_s", "mixed_per_s"];
+        for key in mixed_too.into_iter().chain(["ping_p50_ms", "ping_p99_ms", "lost", "duplicated"]) {
             assert!(value[key].is_number(), "{key}");
         }
     }

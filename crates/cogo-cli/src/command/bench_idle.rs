@@ -7,52 +7,33 @@ use std::{
 
 use clap::Args;
 use cogo_pg_local::Cluster;
-use serde::Serialize;
 
 use crate::{
+    command::{
+        bench_idle_meter::{Look, Meter},
+        bench_idle_report::{Cost, Named, Report, Rest, readable},
+        bench_idle_sessions::Sessions,
+    },
     context::Context,
     failure::Failure,
     format::mebibytes,
-    output::table,
-    proc_files::{children, cpu_ms, memory},
+    proc_files::{children, memory},
 };
 
-/// Measure processor time and memory of every process of the fleet, Postgres aside.
+/// Between two looks: a session that lives for less may be missed.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Measure processor time and memory of every process of the fleet at rest, and what its sessions cost the server.
+///
+/// Every process has a line of its own: its processor time in percent of one core, and beside it that of the server
+/// processes of Postgres that serve its sessions, where the server runs on this machine. Memory is its own. With --json
+/// the last line is one object; `busiest` is the process that costs most, its sessions included.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cogo bench idle --seconds 30 --json")]
+#[command(after_help = "Examples:\n  cogo bench idle --seconds 60 --json")]
 pub(crate) struct BenchIdle {
     /// How long to look.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     seconds: u32,
-}
-
-/// Cost of one process, or of several together.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-struct Cost {
-    cpu_percent_of_one_core: f64,
-    rss_mib: f64,
-    /// Shared pages counted by their share; none where it may not be read.
-    pss_mib: Option<f64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Named {
-    name: String,
-    pid: u32,
-    #[serde(flatten)]
-    cost: Cost,
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    #[serde(flatten)]
-    fleet: Cost,
-    seconds: f64,
-    /// Processes that were not there from begin to end; the figures lack them.
-    lost: Vec<String>,
-    processes: Vec<Named>,
-    /// The embedded Postgres with all its server processes; not part of the sums.
-    postgres: Option<Cost>,
 }
 
 impl BenchIdle {
@@ -68,32 +49,28 @@ impl BenchIdle {
         }
         let missing = state.processes.iter().filter(|process| process.living().is_none());
         let mut lost: Vec<String> = missing.map(|process| process.name.clone()).collect();
-        let postgres = postgres(context);
 
         let spinner = context.output.spinner("measuring");
-        let pids: Vec<u32> = fleet.iter().map(|(_, pid)| *pid).chain(postgres.iter().copied()).collect();
-        let before: BTreeMap<u32, u64> = pids.iter().filter_map(|&pid| Some((pid, cpu_ms(pid)?))).collect();
+        let mut watch = Watch::begin(context, &fleet).await;
+        watch.look(Look::First).await;
         let began = Instant::now();
-        tokio::time::sleep(Duration::from_secs(u64::from(self.seconds))).await;
+        let time = Duration::from_secs(u64::from(self.seconds));
+        while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+            tokio::time::sleep(left.min(PAUSE)).await;
+            watch.look(Look::Later).await;
+        }
         let elapsed = began.elapsed();
-        let measure = |pid: u32| cost(pid, *before.get(&pid)?, elapsed);
         let mut processes = Vec::new();
         for (name, pid) in fleet {
-            match measure(pid) {
-                Some(cost) => processes.push(Named { name, pid, cost }),
+            match watch.of_process(pid, elapsed) {
+                Some((cost, rest)) => processes.push(Named { name, pid, cost, rest }),
                 None => lost.push(name),
             }
         }
-        let of_postgres: Vec<Cost> = postgres.into_iter().filter_map(measure).collect();
+        let postgres = watch.of_postgres(elapsed);
         spinner.finish_and_clear();
 
-        let report = Report {
-            fleet: sum(processes.iter().map(|process| &process.cost)),
-            seconds: (elapsed.as_secs_f64() * 100.0).round() / 100.0,
-            lost,
-            postgres: (!of_postgres.is_empty()).then(|| sum(&of_postgres)),
-            processes,
-        };
+        let report = Report::new(elapsed, processes, lost, postgres);
         context.output.either(&report, || readable(&report))?;
         if report.lost.is_empty() {
             return Ok(());
@@ -103,73 +80,117 @@ impl BenchIdle {
     }
 }
 
-/// The postmaster and its server processes, as far as they can be seen.
-fn postgres(context: &Context) -> Vec<u32> {
-    let cluster = Cluster::attach(&context.home.postgres()).ok().flatten();
-    let Some(postmaster) = cluster.and_then(|cluster| u32::try_from(cluster.postmaster_pid()?).ok()) else {
-        return Vec::new();
-    };
-    let mut pids = vec![postmaster];
-    pids.extend(children(postmaster));
-    pids
+/// What is looked at again and again.
+struct Watch {
+    processes: Vec<u32>,
+    meter: Meter,
+    sessions: Option<Sessions>,
+    /// Server processes of the sessions seen so far, and whose they are.
+    owners: BTreeMap<u32, u32>,
+    postmaster: Option<u32>,
+    postgres: Vec<u32>,
 }
 
-fn cost(pid: u32, cpu_before_ms: u64, elapsed: Duration) -> Option<Cost> {
-    let used = Duration::from_millis(cpu_ms(pid)?.saturating_sub(cpu_before_ms));
-    let memory = memory(pid)?;
-    Some(Cost {
-        cpu_percent_of_one_core: used.as_secs_f64() / elapsed.as_secs_f64() * 100.0,
-        rss_mib: mebibytes(memory.rss),
-        pss_mib: memory.pss.map(mebibytes),
-    })
+impl Watch {
+    async fn begin(context: &Context, fleet: &[(String, u32)]) -> Self {
+        let sessions = match Sessions::open(context).await {
+            Ok(sessions) => sessions,
+            Err(failure) => {
+                context.output.note(&format!("note: sessions are not measured: {}", failure.text()));
+                None
+            }
+        };
+        Self {
+            processes: fleet.iter().map(|(_, pid)| *pid).collect(),
+            meter: Meter::default(),
+            sessions,
+            owners: BTreeMap::new(),
+            postmaster: embedded_postmaster(context),
+            postgres: Vec::new(),
+        }
+    }
+
+    async fn look(&mut self, look: Look) {
+        if let Some(sessions) = &mut self.sessions {
+            match sessions.of(&self.processes).await {
+                Ok(found) => self.owners.extend(found),
+                // half of their time would be worse than none
+                Err(_) => self.sessions = None,
+            }
+        }
+        if let Some(postmaster) = self.postmaster {
+            self.postgres.push(postmaster);
+            self.postgres.extend(children(postmaster));
+            self.postgres.sort_unstable();
+            self.postgres.dedup();
+        }
+        let mut all: Vec<u32> = self.owners.keys().chain(&self.processes).chain(&self.postgres).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        for pid in all {
+            self.meter.look(pid, look);
+        }
+    }
+
+    /// None of a process that is gone or was never there.
+    fn of_process(&self, pid: u32, elapsed: Duration) -> Option<(Cost, Rest)> {
+        let cost = self.cost(pid, elapsed)?;
+        let own: Vec<u32> = self.owners.iter().filter(|(_, process)| **process == pid).map(|(&of, _)| of).collect();
+        let rest = match self.sessions {
+            Some(_) => Rest::of_sessions(own.len(), own.iter().map(|&of| self.percent(of, elapsed)).sum()),
+            None => Rest::unknown(),
+        };
+        Some((cost, rest))
+    }
+
+    /// The postmaster and its server processes, those that came and went included; none where they cannot be seen.
+    fn of_postgres(&self, elapsed: Duration) -> Option<Cost> {
+        self.postmaster?;
+        let memories: Vec<Cost> = self.postgres.iter().filter_map(|&pid| self.cost(pid, elapsed)).collect();
+        let used = self.postgres.iter().map(|&pid| self.percent(pid, elapsed)).sum();
+        (!memories.is_empty()).then(|| Cost { cpu_percent_of_one_core: used, ..Cost::sum(&memories) })
+    }
+
+    fn cost(&self, pid: u32, elapsed: Duration) -> Option<Cost> {
+        self.meter.used(pid)?;
+        let memory = memory(pid)?;
+        Some(Cost {
+            cpu_percent_of_one_core: self.percent(pid, elapsed),
+            rss_mib: mebibytes(memory.rss),
+            pss_mib: memory.pss.map(mebibytes),
+        })
+    }
+
+    fn percent(&self, pid: u32, elapsed: Duration) -> f64 {
+        self.meter.used(pid).unwrap_or_default().as_secs_f64() / elapsed.as_secs_f64() * 100.0
+    }
 }
 
-/// The proportional share is known only if it is known of all.
-fn sum<'a>(costs: impl IntoIterator<Item = &'a Cost>) -> Cost {
-    let mut total = Cost { pss_mib: Some(0.0), ..Cost::default() };
-    for cost in costs {
-        total.cpu_percent_of_one_core += cost.cpu_percent_of_one_core;
-        total.rss_mib += cost.rss_mib;
-        total.pss_mib = total.pss_mib.zip(cost.pss_mib).map(|(sum, one)| sum + one);
-    }
-    let rounded = |value: f64| (value * 100.0).round() / 100.0;
-    Cost {
-        cpu_percent_of_one_core: rounded(total.cpu_percent_of_one_core),
-        rss_mib: rounded(total.rss_mib),
-        pss_mib: total.pss_mib.map(rounded),
-    }
-}
-
-fn readable(report: &Report) -> String {
-    let row = |name: &str, pid: String, cost: &Cost| {
-        let pss = cost.pss_mib.map_or_else(|| "-".to_owned(), |pss| format!("{pss:.1}"));
-        [name.to_owned(), pid, format!("{:.2}", cost.cpu_percent_of_one_core), format!("{:.1}", cost.rss_mib), pss]
-    };
-    let mut rows: Vec<[String; 5]> =
-        report.processes.iter().map(|process| row(&process.name, process.pid.to_string(), &process.cost)).collect();
-    rows.push(row("fleet", String::new(), &report.fleet));
-    if let Some(postgres) = &report.postgres {
-        rows.push(row("postgres (aside)", String::new(), postgres));
-    }
-    table(["process", ">pid", ">cpu %", ">rss MiB", ">pss MiB"], rows)
+fn embedded_postmaster(context: &Context) -> Option<u32> {
+    let cluster = Cluster::attach(&context.home.postgres()).ok().flatten()?;
+    u32::try_from(cluster.postmaster_pid()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn costs_add_up_and_an_unknown_share_stays_unknown() {
-        let one = Cost { cpu_percent_of_one_core: 0.1, rss_mib: 10.0, pss_mib: Some(5.0) };
-        let total = sum([&one, &one]);
-        assert_eq!(total, Cost { cpu_percent_of_one_core: 0.2, rss_mib: 20.0, pss_mib: Some(10.0) });
-        assert_eq!(sum([&one, &Cost { pss_mib: None, ..one.clone() }]).pss_mib, None);
-    }
-
-    #[test]
-    fn the_cost_of_this_process_can_be_measured() {
-        let cost = cost(std::process::id(), 0, Duration::from_secs(1)).expect("this process lives");
+    #[tokio::test]
+    async fn a_process_costs_its_own_time_and_that_of_its_sessions() {
+        let own = std::process::id();
+        let mut watch = Watch {
+            processes: vec![own],
+            meter: Meter::default(),
+            sessions: None,
+            owners: BTreeMap::new(),
+            postmaster: Some(own),
+            postgres: Vec::new(),
+        };
+        watch.look(Look::First).await;
+        let (cost, rest) = watch.of_process(own, Duration::from_secs(1)).expect("this process lives");
         assert!(cost.rss_mib > 0.0);
-        assert!(super::cost(u32::MAX, 0, Duration::from_secs(1)).is_none());
+        assert_eq!(rest, Rest::unknown(), "nobody looked at sessions");
+        assert!(watch.of_process(u32::MAX, Duration::from_secs(1)).is_none());
+        assert!(watch.of_postgres(Duration::from_secs(1)).expect("a stand-in").rss_mib > 0.0);
     }
 }

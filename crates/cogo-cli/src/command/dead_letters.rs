@@ -1,11 +1,13 @@
 //! `cogo dlq`: messages that were given up, and their second chance.
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
+use cogo_bus_core::{Attempt, FailureGroup, failures};
 use cogo_contracts::Route;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::{command::route::positive, context::Context, failure::Failure, format, output::table};
+use crate::{attempts, command::route::positive, context::Context, failure::Failure, format, output::table};
 
 /// List, show and replay dead letters.
 #[derive(Debug, Args)]
@@ -17,14 +19,20 @@ pub(crate) struct DeadLetters {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the newest dead letters with their reasons.
-    #[command(visible_alias = "list", after_help = "Examples:\n  cogo dlq ls\n  cogo dlq ls --limit 500 --json")]
+    /// List the newest dead letters with their reasons, or how many there are of each cause.
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  cogo dlq ls\n  cogo dlq ls --limit 500 --json\n  cogo dlq ls --grouped"
+    )]
     Ls {
         /// At most this many.
         #[arg(long, default_value_t = 50)]
         limit: u32,
+        /// The newest 10,000 by route and cause: how many, since when, and one of them.
+        #[arg(long)]
+        grouped: bool,
     },
-    /// Show one dead letter with its payload.
+    /// Show one dead letter with its payload and each of its attempts.
     #[command(after_help = "Examples:\n  cogo dlq show 01999999-0000-7000-8000-000000000000")]
     Show {
         /// Id of the message.
@@ -62,7 +70,8 @@ struct Replay {
 impl DeadLetters {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         match self.action {
-            Action::Ls { limit } => list(context, limit).await,
+            Action::Ls { limit, grouped: true } => list_groups(context, limit).await,
+            Action::Ls { limit, grouped: false } => list(context, limit).await,
             Action::Show { id } => show(context, id).await,
             Action::Replay(replay) if replay.ids.is_empty() => replay_many(context, &replay).await,
             Action::Replay(replay) => replay_these(context, &replay.ids).await,
@@ -92,18 +101,41 @@ async fn list(context: &Context, limit: u32) -> Result<(), Failure> {
     })
 }
 
+async fn list_groups(context: &Context, limit: u32) -> Result<(), Failure> {
+    let groups = failures(context.bus().await?.pool(), limit).await?;
+    if groups.is_empty() && !context.output.is_json() {
+        context.output.note("no dead letters");
+        return Ok(());
+    }
+    context.output.either(&groups, || {
+        let rows = groups.iter().map(|group: &FailureGroup| {
+            [
+                group.count.to_string(),
+                format!("{}/{}/{}", group.service, group.role, group.shard),
+                group.first_seen.format("%Y-%m-%d %H:%M:%S").to_string(),
+                group.last_seen.format("%Y-%m-%d %H:%M:%S").to_string(),
+                group.sample_id.to_string(),
+                format::shortened(&group.error, 60),
+            ]
+        });
+        table([">count", "route", "first (UTC)", "last (UTC)", "newest", "cause"], rows)
+    })
+}
+
 async fn show(context: &Context, id: Uuid) -> Result<(), Failure> {
-    let message = context.bus().await?.message(id).await?;
-    let Some(message) = message else { return Err(no_such_message(id)) };
+    let bus = context.bus().await?;
+    let Some(mut message) = bus.message(id).await? else { return Err(no_such_message(id)) };
     if message["status"] != "failed" {
         let status = message["status"].as_str().unwrap_or("unknown").to_owned();
         return Err(Failure::conflict(format!("Message {id} is {status}, not a dead letter"))
             .hint(format!("`cogo trace {id}` shows its task")));
     }
-    context.output.either(&message, || readable(&message))
+    let history = bus.history(id).await?;
+    message["history"] = json!(history);
+    context.output.either(&message, || readable(&message, &history))
 }
 
-fn readable(message: &Value) -> String {
+fn readable(message: &Value, history: &[Attempt]) -> String {
     let text = |key: &str| match &message[key] {
         Value::String(text) => text.clone(),
         Value::Null => "-".to_owned(),
@@ -113,6 +145,11 @@ fn readable(message: &Value) -> String {
     let fields = ["id", "root_id", "tenant", "attempts", "claimed_by", "created_at", "done_at", "error"];
     let mut lines: Vec<String> = fields.iter().map(|key| format!("{key:<11} {}", text(key))).collect();
     lines.insert(1, format!("{:<11} {}/{}/{}", "route", text("service"), text("role"), text("shard")));
+    if !history.is_empty() {
+        lines.push("history".to_owned());
+        // none of them runs any more
+        lines.extend(attempts::lines(history, DateTime::<Utc>::MIN_UTC).iter().map(|line| format!("  {line}")));
+    }
     lines.push(format!("payload\n{payload}"));
     lines.join("\n")
 }

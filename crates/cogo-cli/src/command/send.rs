@@ -5,6 +5,7 @@ use std::{io::Read, time::Duration};
 use clap::Args;
 use cogo_bus_core::Enqueued;
 use cogo_contracts::{NewMessage, Route, Tenant};
+use cogo_registry_core::{NotChecked, Registry, SchemaRegistry};
 use serde_json::{Value, json};
 
 use crate::{
@@ -54,8 +55,10 @@ pub(crate) struct Send {
 
 impl Send {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let message = self.message()?;
+        let mut message = self.message()?;
         let bus = context.bus().await?;
+        let schemas = SchemaRegistry::new(&Registry::new(bus.pool().clone()));
+        schemas.stamp(&mut message).await.map_err(not_checked)?;
         let sent = bus.enqueue(&message).await?;
         if !self.wait {
             return tell(context, &sent);
@@ -101,6 +104,24 @@ impl Send {
             idempotency_key: self.idempotency_key.clone(),
             ..NewMessage::new(route, Some(self.tenant.clone()), payload)
         })
+    }
+}
+
+/// What would be refused where it is claimed is not sent, as at the front door.
+fn not_checked(error: NotChecked) -> Failure {
+    match error {
+        NotChecked::Refused(refusal) => {
+            let mut places: Vec<String> = refusal.violations.iter().map(ToString::to_string).collect();
+            if refusal.more > 0 {
+                places.push(format!("and {} more", refusal.more));
+            }
+            let (subject, version) = (&refusal.subject, refusal.version);
+            Failure::new(Kind::Usage, format!("The payload breaks schema {subject} version {version}"))
+                .cause(places.join("; "))
+                .hint(format!("`cogo schema show {subject}` shows what fits"))
+        }
+        NotChecked::Unavailable(error) => error.into(),
+        other => Failure::failed("The payload could not be held against its schema").because(&other),
     }
 }
 

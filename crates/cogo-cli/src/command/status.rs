@@ -72,9 +72,7 @@ impl Status {
         };
         let database = database(context, state.as_ref()).await;
         let up = state.as_ref().and_then(FleetState::living_up).map(|identity| identity.pid);
-        // what an operator put down is not missing
-        let is_as_meant = |process: &ProcessReport| matches!(process.state, Readiness::Ready | Readiness::Drained);
-        let all_ready = processes.iter().all(is_as_meant);
+        let all_ready = processes.iter().all(|process| process.state.is_as_meant());
         let report = Report {
             up: up.is_some(),
             ready: up.is_some() && all_ready && database.reachable && database.schema_fits,
@@ -165,7 +163,11 @@ fn readable(output: &Output, report: &Report) -> String {
         let text = table(["process", "state", ">pid", ">restarts", ">memory", "url"], rows);
         let lines = text.lines().map(|line| match line {
             down if down.contains(" down ") => output.paint.paint(Look::Bad, down),
-            waiting if waiting.contains(" waiting ") || waiting.contains(" drained ") => {
+            waiting
+                if waiting.contains(" waiting ")
+                    || waiting.contains(" drained ")
+                    || waiting.contains(" suspended ") =>
+            {
                 output.paint.paint(Look::Warning, waiting)
             }
             other => other.to_owned(),

@@ -7,9 +7,10 @@ use cogo_registry_core::{PoolState, Pools, ScalingDecision};
 use serde::Serialize;
 
 use crate::{
+    command::outside,
     context::Context,
     failure::Failure,
-    fleet::{Changed, Request, ask},
+    fleet::{Changed, Request, ask, operator},
     output::table,
 };
 
@@ -18,17 +19,32 @@ const DONE_WITHIN: Duration = Duration::from_secs(600);
 /// Decisions that are shown.
 const SHOWN_DECISIONS: u32 = 20;
 
-/// Let a process, domain or instance finish what it has and stop; nothing but `cogo restart` brings it back.
+/// Let a process, domain, instance or agent of level 3 finish what it has and stop; only `cogo resume` or `cogo
+/// restart` brings it back, also when the fleet is started anew.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cogo drain rag-embed\n  cogo drain rag\n  cogo drain rag-embed/1 --json")]
+#[command(
+    after_help = "Examples:\n  cogo drain rag-embed\n  cogo drain rag\n  cogo drain rag-embed/1 --because \"disk is full\" --json"
+)]
 pub(crate) struct Drain {
-    /// `rag-embed` (process), `rag` (domain) or `rag-embed/1` (instance), as in `cogo tree`.
+    /// `rag-embed` (process), `rag` (domain) or `rag-embed/1` (instance), as in `cogo tree`; or an agent of level 3.
     target: String,
+    /// Why, for whoever finds it down.
+    #[arg(long, value_name = "TEXT")]
+    because: Option<String>,
 }
 
 impl Drain {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        steer(context, "draining", &Request::Drain { target: self.target }).await
+        let because = self.because.clone();
+        let request = Request::Drain { target: self.target.clone(), by: operator(), because };
+        let Err(failure) = steer(context, "draining", &request).await else { return Ok(()) };
+        if !outside::may_be_outside(&failure) {
+            return Err(failure);
+        }
+        match outside::drain(context, &self.target, self.because.as_deref()).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(failure),
+        }
     }
 }
 
@@ -42,7 +58,7 @@ pub(crate) struct Restart {
 
 impl Restart {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        steer(context, "restarting", &Request::Restart { target: self.target }).await
+        steer(context, "restarting", &Request::Restart { target: self.target, by: operator() }).await
     }
 }
 
@@ -106,8 +122,13 @@ async fn steer(context: &Context, doing: &str, request: &Request) -> Result<(), 
     let changed: Result<Changed, Failure> = ask(&context.home, request, DONE_WITHIN).await;
     spinner.finish_and_clear();
     let changed = changed?;
-    if !changed.changed && !context.output.is_json() {
-        context.output.note("nothing had to be done");
+    if !context.output.is_json() {
+        if !changed.changed {
+            context.output.note("nothing had to be done");
+        }
+        if !changed.kept {
+            context.output.note("the database could not be told: the next `cogo up` knows nothing of it");
+        }
     }
     context.output.either(&changed, || {
         let rows = changed.instances.iter().map(|instance| {

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use cogo_contracts::Task;
+use cogo_contracts::{Step, Task};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::{
     waterfall::{self, Waterfall},
 };
 
-/// Show the steps of a task on a common time axis: who waited, who ran, how often, how it ended.
+/// Show the steps of a task on a common time axis: who waited, who ran, how it ended, and each attempt of what took several.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  cogo trace 01999999-0000-7000-8000-000000000000\n  cogo trace 01999999-0000-7000-8000-000000000000 --json"
@@ -33,12 +33,19 @@ impl Trace {
         // unfinished steps last until now, by the clock that stamped the others
         let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(bus.pool()).await?;
         let output = &context.output;
-        let waterfall = Waterfall::of(&task, now);
+        let asked: Vec<Uuid> =
+            task.steps.iter().filter(|step| output.is_json() || has_several(step)).map(|step| step.id).collect();
+        let waterfall = Waterfall::of(&task, now).with_histories(bus.histories(&asked).await?);
         output.either(&as_json(&task, &waterfall)?, || waterfall::render(&waterfall, width(), output.paint))
     }
 }
 
-/// The task with the times of each step beside it.
+/// One that is held by a claim of many shows that claim not in its count.
+fn has_several(step: &Step) -> bool {
+    step.attempts > 1 || (step.attempts == 1 && step.done_at.is_none())
+}
+
+/// The task with the times and attempts of each step beside it.
 fn as_json(task: &Task, waterfall: &Waterfall) -> Result<Value, Failure> {
     let encode = |error: serde_json::Error| Failure::failed("Encode the task").because(&error);
     let mut value = serde_json::to_value(task).map_err(encode)?;
@@ -50,6 +57,7 @@ fn as_json(task: &Task, waterfall: &Waterfall) -> Result<Value, Failure> {
                 step["wait_ms"] = json!(row.wait_ms);
                 step["run_ms"] = json!(row.run_ms);
                 step["depth"] = json!(row.depth);
+                step["history"] = json!(row.history);
             }
         }
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::{
+    command::outside::hang_into,
     context::Context,
     failure::Failure,
-    fleet::{Floor, Request, TreeNode, ask},
+    fleet::{Floor, Request, TreeNode, ask, told},
     format,
     output::{Look, Output, table},
 };
@@ -16,7 +17,8 @@ use crate::{
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Show the supervision tree: domains, processes, instances, how they are and how they last ended.
+/// Show the supervision tree: domains, processes, instances, how they are and how they last ended, and the agents of
+/// level 3 below the instance that answers for them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  cogo tree\n  cogo tree --watch\n  cogo tree --json | jq '.children[].name'")]
 pub(crate) struct Tree {
@@ -48,7 +50,8 @@ impl Tree {
 }
 
 async fn show(context: &Context) -> Result<(), Failure> {
-    let tree: TreeNode = ask(&context.home, &Request::Tree {}, ANSWER_WITHIN).await?;
+    let mut tree: TreeNode = ask(&context.home, &Request::Tree {}, ANSWER_WITHIN).await?;
+    hang_into(context, &mut tree).await;
     context.output.either(&tree, || readable(&context.output, &tree))
 }
 
@@ -61,7 +64,21 @@ fn readable(output: &Output, tree: &TreeNode) -> String {
         Some(look) => output.paint.paint(look, line),
         None => line.to_owned(),
     });
-    lines.collect::<Vec<_>>().join("\n")
+    let mut orders = Vec::new();
+    add_orders(tree, &mut orders);
+    lines
+        .chain(orders.into_iter().map(|order| output.paint.paint(Look::Warning, &order)))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// What was ordered, in the order of the tree, behind an empty line.
+fn add_orders(node: &TreeNode, lines: &mut Vec<String>) {
+    if let Some(order) = &node.order {
+        let gap = if lines.is_empty() { "\n" } else { "" };
+        lines.push(format!("{gap}{}", told(order)));
+    }
+    node.children.iter().for_each(|child| add_orders(child, lines));
 }
 
 /// One line for each node; a process with its only instance is one line.
@@ -70,10 +87,14 @@ fn add_rows(node: &TreeNode, own: &str, below: &str, rows: &mut Vec<([String; 6]
         && node.state == "running"
     {
         rows.push(row(only, &format!("{own}{}/{}", node.name, only.name)));
-        return;
+        return add_rows_below(only, below, rows);
     }
     let name = if node.kind == Floor::Root { "fleet".to_owned() } else { format!("{own}{}", node.name) };
     rows.push(row(node, &name));
+    add_rows_below(node, below, rows);
+}
+
+fn add_rows_below(node: &TreeNode, below: &str, rows: &mut Vec<([String; 6], Option<Look>)>) {
     let last = node.children.len().saturating_sub(1);
     for (index, child) in node.children.iter().enumerate() {
         let (branch, trunk) = if index == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
@@ -83,7 +104,7 @@ fn add_rows(node: &TreeNode, own: &str, below: &str, rows: &mut Vec<([String; 6]
 
 fn row(node: &TreeNode, name: &str) -> ([String; 6], Option<Look>) {
     let look = match node.state.as_str() {
-        "running" => None,
+        "running" | "active" => None,
         "stopped" if node.drained => Some(Look::Warning),
         "stopped" => Some(Look::Bad),
         _ => Some(Look::Warning),
@@ -123,6 +144,7 @@ mod tests {
             last_exit: None,
             dynamic: false,
             drained: false,
+            order: None,
             children,
         }
     }

@@ -82,14 +82,16 @@ impl Up {
 
         let record = Record::new(context.home.clone(), FleetState::new(database.reference(), self.port_offset));
         let metrics = SupervisionMetrics::new(&telemetry.meter());
-        let mut fleet = match Fleet::start(context, self.port_offset, list, programs, &database, &record, &metrics) {
-            Ok(fleet) => fleet,
-            Err(failure) => {
-                database.stop().await;
-                context.home.remove_state()?;
-                return Err(failure);
-            }
-        };
+        let mut fleet =
+            match Box::pin(Fleet::start(context, self.port_offset, list, programs, &database, &record, &metrics)).await
+            {
+                Ok(fleet) => fleet,
+                Err(failure) => {
+                    database.stop().await;
+                    context.home.remove_state()?;
+                    return Err(failure);
+                }
+            };
         let outcome = tokio::select! {
             outcome = Box::pin(self.serve(context, &record, began, &mut signals)) => outcome,
             failure = fleet.over() => Err(failure),
@@ -215,7 +217,7 @@ async fn wait_until_ready(context: &Context, record: &Record, patience: Duration
     loop {
         let state = record.state();
         let found = readiness(&client, &state).await;
-        if found.iter().all(|readiness| *readiness == Readiness::Ready) {
+        if found.iter().all(|readiness| readiness.is_as_meant()) {
             return Ok(());
         }
         if let Some(process) = state.processes.iter().find(|process| process.last_end.as_deref() == Some(BAD_SETTINGS))
@@ -244,7 +246,7 @@ fn not_ready(context: &Context, state: &FleetState, found: &[Readiness], patienc
         .processes
         .iter()
         .zip(found)
-        .filter(|(_, readiness)| **readiness != Readiness::Ready)
+        .filter(|(_, readiness)| !readiness.is_as_meant())
         .map(|(process, _)| process)
         .collect();
     let names: Vec<&str> = late.iter().map(|process| process.name.as_str()).collect();

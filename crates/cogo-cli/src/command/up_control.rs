@@ -59,8 +59,16 @@ async fn converse(mut stream: UnixStream, steering: &Steering, stop: &Cancellati
     let Some(Some(asked)) = stop.run_until_cancelled(read_request(&mut stream)).await else { return };
     let outcome = match asked {
         Ok(Request::Tree {}) => value(&steering.picture().await),
-        Ok(Request::Drain { target }) => Box::pin(steering.drain(&target)).await.and_then(|done| value(&done)),
-        Ok(Request::Restart { target }) => Box::pin(steering.restart(&target)).await.and_then(|done| value(&done)),
+        Ok(Request::Drain { target, by, because }) => {
+            Box::pin(steering.drain(&target, &by, because)).await.and_then(|done| value(&done))
+        }
+        Ok(Request::Resume { target, by }) => {
+            Box::pin(steering.resume(&target, &by)).await.and_then(|done| value(&done))
+        }
+        Ok(Request::Heed {}) => steering.heed_orders().await.and_then(|()| value(&())),
+        Ok(Request::Restart { target, by }) => {
+            Box::pin(steering.restart(&target, &by)).await.and_then(|done| value(&done))
+        }
         Ok(Request::Scale { process, instances }) => {
             Box::pin(steering.scale(&process, instances)).await.and_then(|done| value(&done))
         }

@@ -10,11 +10,11 @@ use tracing::warn;
 
 use crate::{
     command::{up::Signals, up_control, up_database::Database},
-    context::Context,
-    failure::{Failure, Kind},
+    context::{Context, open},
+    failure::Failure,
     fleet::{
-        Chronicle, Ending, Herald, Home, Launcher, OwnSettings, Pace, Process, ProcessList, Record, ScaledPool,
-        Steering, last_words, run_autoscaler, tree,
+        Chronicle, Ending, Herald, Home, Launcher, Orders, OwnSettings, Pace, Process, ProcessList, Record, ScaledPool,
+        Steering, first_slot, last_words, run_autoscaler, tree,
     },
 };
 
@@ -36,8 +36,8 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts every process in the order of the list, without waiting for any of them to be ready.
-    pub(crate) fn start(
+    /// Starts every process in the order of the list but what is to stay down, without waiting for any of them to be ready.
+    pub(crate) async fn start(
         context: &Context,
         port_offset: u16,
         list: ProcessList,
@@ -48,17 +48,15 @@ impl Fleet {
     ) -> Result<Self, Failure> {
         let first_slot = first_slot()?;
         let launchers = launchers(context, port_offset, first_slot, &list, programs, database, record)?;
-        for launcher in &launchers {
-            for slot in (first_slot..).take(launcher.process.first_instances() as usize) {
-                drop(context.home.fresh_log(&launcher.name(slot))?);
-                record.add(launcher.before_start(slot));
-            }
-        }
+        let list = Arc::new(list);
+        let orders = Orders::load(open(database.url()).await?, Arc::clone(&list), first_slot).await?;
+        begin_records(context, record, &launchers)?;
         let launchers: HashMap<String, Launcher> =
             launchers.into_iter().map(|launcher| (launcher.process.name.clone(), launcher)).collect();
         let socket = up_control::open(&context.home)?;
         let work = |process: &Process, slot: u32| launchers[&process.name].work(slot);
-        let options = Options { patience: GONE_WITHIN, events: EVENTS, log: false, ..Options::default() };
+        let parked = orders.drained();
+        let options = Options { patience: GONE_WITHIN, events: EVENTS, log: false, parked, ..Options::default() };
         let handle = Supervisor::start(tree(&list, work, first_slot), &options)
             .map_err(|error| Failure::failed("The tree of the fleet cannot be run").because(&error))?;
 
@@ -73,7 +71,9 @@ impl Fleet {
 
         let scaled = scaled_pools(&list)?;
         let home = context.home.clone();
-        let steering = Steering::new(handle, Arc::new(list), Arc::new(launchers), record.clone(), home.clone());
+        let steering = Steering::new(handle, list, Arc::new(launchers), record.clone(), home.clone(), orders);
+        steering.orders.tell();
+        steering.note_orders();
         let background = CancellationToken::new();
         let mut chores = JoinSet::new();
         // ends once the chronicle has, so that the last words are written too
@@ -153,6 +153,17 @@ fn scaled_pools(list: &ProcessList) -> Result<Vec<ScaledPool>, Failure> {
     Ok(pools)
 }
 
+/// Begins the logs and the state of the instances that the fleet starts with.
+fn begin_records(context: &Context, record: &Record, launchers: &[Launcher]) -> Result<(), Failure> {
+    for launcher in launchers {
+        for slot in (launcher.first_slot..).take(launcher.process.first_instances() as usize) {
+            drop(context.home.fresh_log(&launcher.name(slot))?);
+            record.add(launcher.before_start(slot));
+        }
+    }
+    Ok(())
+}
+
 /// What each process of the list is started with, in its order.
 fn launchers(
     context: &Context,
@@ -178,13 +189,6 @@ fn launchers(
         })
     };
     list.processes.iter().zip(programs).map(launcher).collect()
-}
-
-/// The slot of the first instance of each process: a second fleet on the same database begins at another.
-fn first_slot() -> Result<u32, Failure> {
-    let Some(given) = std::env::var_os("COGO_AGENT_SLOT") else { return Ok(0) };
-    let number = given.to_str().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| Failure::new(Kind::Usage, "COGO_AGENT_SLOT is not a number").hint("unset it, or set it to 0"))
 }
 
 /// What each child is told beside its own environment.

@@ -34,9 +34,13 @@ pub(crate) enum Request {
     /// The tree as it is now.
     Tree {},
     /// What the target names shall finish what it has, stop and stay down.
-    Drain { target: String },
+    Drain { target: String, by: String, because: Option<String> },
+    /// What was drained of the target shall be started.
+    Resume { target: String, by: String },
+    /// Standing orders were changed in the database.
+    Heed {},
     /// What the target names shall stop and be started anew, also if it is down.
-    Restart { target: String },
+    Restart { target: String, by: String },
     /// The process shall have so many instances.
     Scale { process: String, instances: u32 },
 }

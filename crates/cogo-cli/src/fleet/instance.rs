@@ -46,6 +46,7 @@ impl Launcher {
             restarts: 0,
             last_end: None,
             drained: false,
+            suspended: false,
             name,
         }
     }

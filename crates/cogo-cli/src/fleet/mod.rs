@@ -1,6 +1,7 @@
 //! The fleet of one directory: its list of processes, its state on disk and how its processes are kept alive.
 
 mod autoscaler;
+mod changed;
 mod chronicle;
 mod control;
 mod herald;
@@ -10,6 +11,8 @@ mod last_words;
 mod leftovers;
 mod list;
 mod list_check;
+mod operator;
+mod orders;
 mod own_settings;
 mod picture;
 mod probe;
@@ -20,6 +23,7 @@ mod target;
 mod tree;
 
 pub(crate) use autoscaler::{Pace, ScaledPool, run as run_autoscaler};
+pub(crate) use changed::Changed;
 pub(crate) use chronicle::{Chronicle, Ending};
 pub(crate) use control::{Request, ask, listen, read_request, reply, socket_file};
 pub(crate) use herald::Herald;
@@ -28,6 +32,8 @@ pub(crate) use instance::Launcher;
 pub(crate) use last_words::last_words;
 pub(crate) use leftovers::{end_all, signal};
 pub(crate) use list::{Claimed, Process, ProcessList};
+pub(crate) use operator::{first_slot, operator};
+pub(crate) use orders::{Orders, told};
 pub(crate) use own_settings::OwnSettings;
 #[cfg(test)]
 pub(crate) use picture::TreeExit;
@@ -35,5 +41,5 @@ pub(crate) use picture::{Floor, TreeNode};
 pub(crate) use probe::{Readiness, probe_client, readiness};
 pub(crate) use record::Record;
 pub(crate) use state::{DatabaseReference, FleetState, Phase, ProcessState};
-pub(crate) use steering::{Changed, Steering};
+pub(crate) use steering::Steering;
 pub(crate) use tree::tree;

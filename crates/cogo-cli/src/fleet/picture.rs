@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cogo_registry_core::StandingOrder;
 use cogo_supervision::{Node, NodeState, Strategy};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub(crate) enum Floor {
     Domain,
     Process,
     Instance,
+    /// An agent of level 3 below the instance that answers for it; the registry knows it, no supervisor does.
+    External,
 }
 
 /// One node with everything below it.
@@ -41,9 +44,13 @@ pub(crate) struct TreeNode {
     pub(crate) last_exit: Option<TreeExit>,
     /// Whether it was added while the fleet ran.
     pub(crate) dynamic: bool,
-    /// Whether an operator drained it: it stays down until it, or what it is part of, is restarted by name.
+    /// Whether an operator drained it: it stays down until it, or what it is part of, is resumed or
+    /// restarted by name.
     #[serde(default)]
     pub(crate) drained: bool,
+    /// What was ordered of it, by whom, when and why.
+    #[serde(default)]
+    pub(crate) order: Option<StandingOrder>,
     pub(crate) children: Vec<TreeNode>,
 }
 
@@ -88,6 +95,7 @@ pub(crate) fn drawn(node: &Node, now: Duration, state: &FleetState, is_process: 
         }),
         dynamic: node.dynamic,
         drained: node.parked,
+        order: None,
         children: node.children.iter().map(|child| drawn(child, now, state, is_process)).collect(),
     }
 }

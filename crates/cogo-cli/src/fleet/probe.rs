@@ -25,6 +25,8 @@ pub(crate) enum Readiness {
     Down,
     /// It does not run because an operator drained it.
     Drained,
+    /// It runs and claims nothing, because an operator ordered it.
+    Suspended,
 }
 
 impl Readiness {
@@ -34,7 +36,13 @@ impl Readiness {
             Self::Waiting => "waiting",
             Self::Down => "down",
             Self::Drained => "drained",
+            Self::Suspended => "suspended",
         }
+    }
+
+    /// Whether it is as it shall be: what an operator put down is not missing.
+    pub(crate) const fn is_as_meant(self) -> bool {
+        matches!(self, Self::Ready | Self::Drained | Self::Suspended)
     }
 }
 
@@ -54,5 +62,10 @@ pub(crate) async fn readiness_of(client: &reqwest::Client, process: &ProcessStat
         return if process.drained { Readiness::Drained } else { Readiness::Down };
     }
     let answer = client.get(format!("{}/readyz", process.url())).timeout(PATIENCE).send().await;
-    if answer.is_ok_and(|answer| answer.status().is_success()) { Readiness::Ready } else { Readiness::Waiting }
+    match answer {
+        Ok(answer) if answer.status().is_success() => Readiness::Ready,
+        // it says itself that it does not work
+        Ok(_) if process.suspended => Readiness::Suspended,
+        _ => Readiness::Waiting,
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cogo_registry_core::StandingOrder;
 use serde::{Deserialize, Serialize};
 
 use crate::proc_files::Identity;
@@ -47,6 +48,9 @@ pub(crate) struct ProcessState {
     /// Whether an operator drained it, so that it is meant to be down.
     #[serde(default)]
     pub(crate) drained: bool,
+    /// Whether it was ordered to claim nothing, so that it is not meant to be ready.
+    #[serde(default)]
+    pub(crate) suspended: bool,
 }
 
 impl ProcessState {
@@ -72,6 +76,9 @@ pub(crate) struct FleetState {
     pub(crate) database: DatabaseReference,
     /// In the order of their start.
     pub(crate) processes: Vec<ProcessState>,
+    /// What operators ordered and did not take back.
+    #[serde(default)]
+    pub(crate) orders: Vec<StandingOrder>,
 }
 
 impl FleetState {
@@ -85,6 +92,7 @@ impl FleetState {
             port_offset,
             database,
             processes: Vec::new(),
+            orders: Vec::new(),
         }
     }
 

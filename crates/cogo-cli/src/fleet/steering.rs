@@ -1,19 +1,20 @@
 //! Changes a running fleet through its tree: drain, restart, scale.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use cogo_supervision::{Handle, Node, NodeState, core::CallError};
-use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::{
     failure::Failure,
     fleet::{
-        Home, Launcher, Phase, ProcessList, Readiness, Record, TreeNode, last_words,
+        Home, Launcher, Orders, Phase, ProcessList, Record, TreeNode,
+        changed::{Changed, ChangedInstance, no_instance, refused},
+        last_words,
         picture::{drawn, word},
         probe::{probe_client, readiness_of},
         target::Target,
@@ -24,26 +25,6 @@ use crate::{
 /// How long an instance that was started may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-
-/// What became of a wish.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Changed {
-    /// Path of what was named.
-    pub(crate) target: String,
-    /// Whether anything had to be done.
-    pub(crate) changed: bool,
-    /// What it consists of now.
-    pub(crate) instances: Vec<ChangedInstance>,
-}
-
-/// One instance after a change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ChangedInstance {
-    pub(crate) path: String,
-    pub(crate) state: String,
-    pub(crate) pid: Option<u32>,
-    pub(crate) last_exit: Option<String>,
-}
 
 /// The tree and everything needed to change it; clones steer the same fleet.
 #[derive(Debug, Clone)]
@@ -57,8 +38,7 @@ pub(crate) struct Steering {
     home: Home,
     /// How many instances each process shall have.
     wanted: Arc<Mutex<HashMap<String, u32>>>,
-    /// Paths of what was drained by name and not asked for since.
-    drained: Arc<Mutex<HashSet<String>>>,
+    pub(crate) orders: Orders,
     /// One change at a time, so that each starts from what the last one left.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -70,6 +50,7 @@ impl Steering {
         launchers: Arc<HashMap<String, Launcher>>,
         record: Record,
         home: Home,
+        orders: Orders,
     ) -> Self {
         let wanted = list.processes.iter().map(|process| (process.name.clone(), process.first_instances())).collect();
         Self {
@@ -80,7 +61,7 @@ impl Steering {
             record,
             home,
             wanted: Arc::new(Mutex::new(wanted)),
-            drained: Arc::default(),
+            orders,
             turn: Arc::default(),
         }
     }
@@ -89,11 +70,14 @@ impl Steering {
     pub(crate) async fn picture(&self) -> TreeNode {
         let node = self.handle.tree().await;
         let is_process = |path: &str| self.launchers.values().any(|launcher| launcher.path == path);
-        drawn(&node, self.begun.elapsed(), &self.record.state(), &is_process)
+        let mut tree = drawn(&node, self.begun.elapsed(), &self.record.state(), &is_process);
+        self.orders.mark_tree(&mut tree);
+        tree
     }
 
-    /// Lets the target finish what it has, and stop; it stays down until it, or what it is part of, is restarted by name.
-    pub(crate) async fn drain(&self, name: &str) -> Result<Changed, Failure> {
+    /// Lets the target finish what it has, and stop; it stays down, also when the fleet is started anew, until it, or what
+    /// it is part of, is resumed or restarted by name.
+    pub(crate) async fn drain(&self, name: &str, by: &str, because: Option<String>) -> Result<Changed, Failure> {
         let target = Target::of(&self.list, name)?;
         let _turn = self.turn().await?;
         let node = self.node(target.path()).await?;
@@ -101,47 +85,61 @@ impl Steering {
         if node.is_none() && matches!(target, Target::Instance { .. }) {
             return Err(no_instance(&target));
         }
-        info!(event = "drain", agent = target.path(), "drained by an operator");
+        info!(event = "drain", agent = target.path(), by, "drained by an operator");
         // before anything stops, so that nobody takes it for something that is missing
-        self.lock_drained().insert(target.path().to_owned());
-        self.note_drained();
+        let kept = self.orders.drain(&target, by, because).await?;
+        self.note_orders();
         match self.handle.park_child(target.path()).await {
             Ok(()) => {}
             // what is down together with the group around it stays so as long as that does
             Err(CallError::NoSuchGroup { .. }) if is_down => {}
             Err(error) => {
-                self.lock_drained().remove(target.path());
-                self.note_drained();
+                self.orders.lift(&target, by).await;
+                self.note_orders();
                 return Err(refused(&target, &error));
             }
         }
-        Ok(self.changed(&target, !is_down).await)
+        Ok(self.changed(&target, !is_down, kept).await)
     }
 
     /// Stops and starts the target, one instance after the other and each ready before the next; a domain as a whole.
-    pub(crate) async fn restart(&self, name: &str) -> Result<Changed, Failure> {
+    pub(crate) async fn restart(&self, name: &str, by: &str) -> Result<Changed, Failure> {
         let target = Target::of(&self.list, name)?;
         let _turn = self.turn().await?;
-        info!(event = "restart_asked", agent = target.path(), "restarted by an operator");
-        self.lock_drained().retain(|path| !target.holds(path));
-        self.note_drained();
-        match &target {
-            Target::Instance { process, slot, path } => {
-                if self.node(path).await?.is_none() {
-                    return Err(no_instance(&target));
-                }
-                self.restart_instance(process, *slot, path).await?;
-            }
-            Target::Process { process, path } => self.restart_process(process, path).await?,
-            Target::Domain { path } => {
-                self.restart_group(&target, path).await?;
-                for launcher in self.launchers.values().filter(|launcher| target.holds(&launcher.path)) {
-                    self.fill(&launcher.process.name).await?;
-                }
-                self.wait_until_ready(|path| target.holds(path)).await?;
+        info!(event = "restart_asked", agent = target.path(), by, "restarted by an operator");
+        let kept = self.orders.lift(&target, by).await;
+        self.note_orders();
+        self.start_anew(&target).await?;
+        Ok(self.changed(&target, true, kept).await)
+    }
+
+    /// Takes back what was ordered of the target, and starts what was drained of it.
+    pub(crate) async fn resume(&self, name: &str, by: &str) -> Result<Changed, Failure> {
+        let target = Target::of(&self.list, name)?;
+        let _turn = self.turn().await?;
+        self.heed_orders().await?;
+        if let Some(above) = self.orders.drained_above(target.path()) {
+            return Err(Failure::conflict(format!("{} is part of {above}, which is drained", target.path()))
+                .hint(format!("`cogo resume {above}` starts it")));
+        }
+        let drained = self.orders.drained_in(&target);
+        info!(event = "resume", agent = target.path(), by, "orders taken back by an operator");
+        let kept = self.orders.lift(&target, by).await;
+        self.note_orders();
+        for path in &drained {
+            // an instance of a pool that has become smaller is not there
+            if self.node(path).await?.is_some() {
+                self.start_anew(&Target::of(&self.list, path)?).await?;
             }
         }
-        Ok(self.changed(&target, true).await)
+        Ok(self.changed(&target, !drained.is_empty(), kept).await)
+    }
+
+    /// Looks again at what stands in the database.
+    pub(crate) async fn heed_orders(&self) -> Result<(), Failure> {
+        self.orders.reload().await?;
+        self.note_orders();
+        Ok(())
     }
 
     /// Gives a process so many instances; slots are low numbers, the highest go first.
@@ -169,15 +167,12 @@ impl Steering {
         self.lock_wanted().insert(process.clone(), instances);
         let changed = self.fill(process).await?;
         self.wait_until_ready(|path| target.holds(path)).await?;
-        Ok(self.changed(&target, changed).await)
+        Ok(self.changed(&target, changed, true).await)
     }
 
     /// Whether this, or what it is part of, was drained by name and not asked for since.
     pub(crate) fn is_drained(&self, path: &str) -> bool {
-        let drained = self.lock_drained();
-        drained
-            .iter()
-            .any(|above| path.strip_prefix(above.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        self.orders.is_drained(path)
     }
 
     /// Brings a process that was started anew as a whole back to the instances that it shall have.
@@ -196,6 +191,26 @@ impl Steering {
             return Err(Failure::conflict("The fleet is stopping").hint("`cogo up` starts it again"));
         }
         Ok(turn)
+    }
+
+    async fn start_anew(&self, target: &Target) -> Result<(), Failure> {
+        match target {
+            Target::Instance { process, slot, path } => {
+                if self.node(path).await?.is_none() {
+                    return Err(no_instance(target));
+                }
+                self.restart_instance(process, *slot, path).await?;
+            }
+            Target::Process { process, path } => self.restart_process(process, path).await?,
+            Target::Domain { path } => {
+                self.restart_group(target, path).await?;
+                for launcher in self.launchers.values().filter(|launcher| target.holds(&launcher.path)) {
+                    self.fill(&launcher.process.name).await?;
+                }
+                self.wait_until_ready(|path| target.holds(path)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn restart_process(&self, process: &str, path: &str) -> Result<(), Failure> {
@@ -276,7 +291,7 @@ impl Steering {
         let fresh = launcher.before_start(slot);
         let path = fresh.path.clone();
         self.record.add(fresh);
-        self.note_drained();
+        self.note_orders();
         let child = instance(&launcher.process, slot, launcher.work(slot));
         let started = if self.is_drained(&path) {
             // it was forgotten with its group and is put back as it was
@@ -300,7 +315,6 @@ impl Steering {
             Err(error) => return Err(refused(&target, &error)),
         }
         self.record.remove(&path);
-        self.lock_drained().remove(&path);
         Ok(())
     }
 
@@ -313,7 +327,7 @@ impl Steering {
             let meant = state.processes.iter().filter(|process| is_to_run(&process.path));
             let mut late = Vec::new();
             for process in meant {
-                if readiness_of(&client, process).await != Readiness::Ready {
+                if !readiness_of(&client, process).await.is_as_meant() {
                     late.push(process);
                 }
             }
@@ -340,7 +354,7 @@ impl Steering {
         Ok(tree.find(path).cloned())
     }
 
-    async fn changed(&self, target: &Target, changed: bool) -> Changed {
+    async fn changed(&self, target: &Target, changed: bool, kept: bool) -> Changed {
         let tree = self.handle.tree().await;
         let meant = tree.flatten().into_iter().filter(|node| node.strategy.is_none() && target.holds(&node.path));
         let instances = meant.map(|node| ChangedInstance {
@@ -349,24 +363,19 @@ impl Steering {
             pid: node.pid,
             last_exit: node.last_exit.as_ref().map(|last| last.exit.to_string()),
         });
-        Changed { target: target.path().to_owned(), changed, instances: instances.collect() }
+        Changed { target: target.path().to_owned(), changed, kept, instances: instances.collect() }
     }
 
     fn launcher(&self, process: &str) -> Result<&Launcher, Failure> {
         self.launchers.get(process).ok_or_else(|| Failure::not_found(format!("The fleet has no process {process}")))
     }
 
-    /// Writes down who is drained, for whoever reads the state of the fleet.
-    fn note_drained(&self) {
+    /// Writes down what is ordered, for whoever reads the state of the fleet.
+    pub(crate) fn note_orders(&self) {
         self.record.change(|state| {
-            for process in &mut state.processes {
-                process.drained = self.is_drained(&process.path);
-            }
+            state.orders = self.orders.standing();
+            state.processes.iter_mut().for_each(|process| self.orders.mark(process));
         });
-    }
-
-    fn lock_drained(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.drained.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
@@ -377,24 +386,4 @@ impl Steering {
 /// The slots of a process, in the order of their start.
 fn slots_of(process: &Node) -> Vec<u32> {
     process.children.iter().filter_map(|child| child.name.parse().ok()).collect()
-}
-
-fn no_instance(target: &Target) -> Failure {
-    Failure::not_found(format!("There is no instance {}", target.path())).hint("`cogo tree` shows which there are")
-}
-
-/// What the tree would not do.
-fn refused(target: &Target, error: &CallError) -> Failure {
-    let path = target.path();
-    match error {
-        CallError::NoSuchGroup { path: above } => {
-            let above = above.rsplit('/').next().unwrap_or_default().to_owned();
-            Failure::conflict(format!("{path} is part of {above}, which is down"))
-                .hint(format!("`cogo restart {above}` starts it"))
-        }
-        CallError::NotFound { .. } => no_instance(target),
-        CallError::Ended => Failure::conflict("The fleet is stopping").hint("`cogo up` starts it again"),
-        CallError::StartFailed { .. } => Failure::failed(format!("{path} did not start")).because(error),
-        other => Failure::conflict(format!("{path} cannot be changed now")).because(other).hint("try again"),
-    }
 }

@@ -1,5 +1,7 @@
 //! What a name on the command line means in the tree of a fleet.
 
+use cogo_registry_core::Subject;
+
 use crate::{failure::Failure, fleet::ProcessList};
 
 /// A part of the fleet.
@@ -50,6 +52,39 @@ impl Target {
             return Ok(Self::Instance { process, slot, path: format!("{path}/{slot}") });
         }
         Err(unknown(list, name))
+    }
+
+    /// What a standing order is about; none if the fleet has no such part.
+    pub(crate) fn of_subject(list: &ProcessList, subject: &Subject) -> Option<Self> {
+        let known = |process: &str| list.process(process).map(|process| list.path_of(process));
+        match subject {
+            Subject::Instance { process, slot, .. } => {
+                let path = format!("{}/{slot}", known(process)?);
+                Some(Self::Instance { process: process.clone(), slot: *slot, path })
+            }
+            Subject::Process { process, .. } => Some(Self::Process { path: known(process)?, process: process.clone() }),
+            Subject::Domain { domain } => {
+                let lines = list.processes.iter().map(|process| list.line_of(process.domain()));
+                let path = lines.filter_map(|line| {
+                    let depth = line.iter().position(|name| name == domain)?;
+                    Some(line[..=depth].join("/"))
+                });
+                path.min().map(|path| Self::Domain { path })
+            }
+        }
+    }
+
+    /// What an order about it is about, for whoever does not know this fleet.
+    pub(crate) fn subject(&self, list: &ProcessList) -> Subject {
+        let domain_of =
+            |process: &str| list.process(process).map(|process| process.domain().to_owned()).unwrap_or_default();
+        match self {
+            Self::Instance { process, slot, .. } => {
+                Subject::Instance { domain: domain_of(process), process: process.clone(), slot: *slot }
+            }
+            Self::Process { process, .. } => Subject::Process { domain: domain_of(process), process: process.clone() },
+            Self::Domain { path } => Subject::Domain { domain: path.rsplit('/').next().unwrap_or_default().to_owned() },
+        }
     }
 
     /// Its path in the tree.
@@ -112,6 +147,12 @@ mod tests {
             let failure = path(name).expect_err(name);
             assert!(failure.text().contains("rag-embed"), "{}", failure.text());
         }
+        for name in ["rag-embed", "rag-embed/3", "rag", "knowledge", "metrics"] {
+            let target = Target::of(&list, name).expect(name);
+            assert_eq!(Target::of_subject(&list, &target.subject(&list)), Some(target), "{name}");
+        }
+        let strange = Subject::Process { domain: "rag".to_owned(), process: "nobody".to_owned() };
+        assert_eq!(Target::of_subject(&list, &strange), None);
         let target = Target::of(&list, "rag-embed").expect("a process");
         assert!(target.holds("knowledge/rag/rag-embed/0"));
         assert!(!target.holds("knowledge/rag/rag-embed-more/0"));

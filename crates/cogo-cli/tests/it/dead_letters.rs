@@ -26,6 +26,10 @@ async fn dead_letters_are_listed_shown_and_replayed_once() {
     assert!(table.contains(id) && table.contains("rag/embed/0") && table.contains("no such tree"), "{table}");
     let shown = cogo.run(&["dlq", "show", id]).await.expect(0).stdout;
     assert!(shown.contains("no such tree") && shown.contains("\"root\": \"/x\""), "{shown}");
+    assert!(shown.contains("failed        test/0#1: no such tree"), "its attempts: {shown}");
+    let shown = cogo.run(&["dlq", "show", id, "--json"]).await.expect(0).json();
+    let attempt = &shown["history"][0];
+    assert_eq!((attempt["attempt"].as_i64(), attempt["outcome"].as_str()), (Some(1), Some("failed")));
 
     let replay = cogo.run(&["dlq", "replay", id, "--json"]).await.expect(0).json();
     assert_eq!(replay["dead_letter"].as_str(), Some(id));
@@ -36,6 +40,38 @@ async fn dead_letters_are_listed_shown_and_replayed_once() {
     assert_eq!(twice.problem()["code"], "conflict");
     let listed = cogo.run(&["dlq", "ls", "--json"]).await.expect(0).json();
     assert_eq!(listed[0]["replayed_by"], replay["replay"]);
+}
+
+#[tokio::test]
+async fn dead_letters_are_grouped_by_route_and_cause() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    let empty = cogo.run(&["dlq", "ls", "--grouped"]).await.expect(0);
+    assert_eq!((empty.stdout.as_str(), empty.stderr.trim()), ("", "no dead letters"));
+    assert_eq!(cogo.run(&["dlq", "ls", "--grouped", "--json"]).await.expect(0).json(), Value::Array(Vec::new()));
+    let mut newest = String::new();
+    for (service, role, route, reason) in [
+        ("rag", "embed", &routes::EMBED, "Model timed out after 3 s"),
+        ("gateway", "chat", &routes::CHAT, "Model timed out after 5 s"),
+        ("rag", "embed", &routes::EMBED, "Model timed out after 12 s\nat line 9"),
+    ] {
+        newest = cogo.run(&["send", service, role]).await.expect(0).stdout.trim().to_owned();
+        give_up(&bus, &claim_next(&bus, route).await, reason).await;
+    }
+    let groups = cogo.run(&["dlq", "ls", "--grouped", "--json"]).await.expect(0).json();
+    let told: Vec<_> = groups
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|group| (group["service"].as_str(), group["error"].as_str(), group["count"].as_i64()))
+        .collect();
+    let cause = Some("Model timed out after <n> s");
+    assert_eq!(told, [(Some("rag"), cause, Some(2)), (Some("gateway"), cause, Some(1))]);
+    assert_eq!(groups[0]["sample_id"].as_str(), Some(newest.as_str()));
+    assert!(groups[0]["first_seen"].as_str() < groups[0]["last_seen"].as_str());
+    let table = cogo.run(&["dlq", "ls", "--grouped", "--limit", "1"]).await.expect(0).stdout;
+    assert!(table.contains("rag/embed/0") && table.contains(&newest) && !table.contains("gateway"), "{table}");
 }
 
 #[tokio::test]

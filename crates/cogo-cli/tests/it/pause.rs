@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::support::Cogo;
 
-async fn join(registry: &Registry, domain: &str, name: &str, slot: u32) -> Uuid {
+pub(crate) async fn join(registry: &Registry, domain: &str, name: &str, slot: u32) -> Uuid {
     let location = Location {
         environment: Environment::Host,
         host: "testhost".to_owned(),
@@ -22,7 +22,7 @@ async fn join(registry: &Registry, domain: &str, name: &str, slot: u32) -> Uuid 
     membership.instance_id
 }
 
-async fn suspended(registry: &Registry) -> Vec<String> {
+pub(crate) async fn suspended(registry: &Registry) -> Vec<String> {
     let agents = registry.list().await.unwrap();
     let suspended = agents.iter().filter(|agent| agent.state == AgentState::Suspended);
     suspended.map(|agent| agent.id.instance()).collect()

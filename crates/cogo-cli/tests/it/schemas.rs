@@ -63,3 +63,30 @@ async fn schema_that_breaks_the_rule_is_a_conflict_with_path_and_rule() {
     let forced = ["schema", "register", "bank/pay", BREAKS, "--compatibility", "none"];
     assert_eq!(cogo.run(&forced).await.expect(0).stdout, "bank/pay/request registered version 2\n");
 }
+
+#[tokio::test]
+async fn a_payload_that_breaks_its_schema_is_not_sent() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    cogo.run(&["schema", "register", "bank/pay", FIRST]).await.expect(0);
+    let refused = cogo.run(&["send", "bank", "pay", "--data", r#"{"amount": "x"}"#, "--json"]).await.expect(2);
+    let problem = refused.problem();
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("breaks schema bank/pay/request version 1: /amount: "), "{problem}");
+    assert!(problem["hint"].as_str().unwrap().contains("cogo schema show bank/pay"), "{problem}");
+    let unknown = cogo.run(&["send", "bank", "pay", "--data", r#"{"amuont": 3}"#]).await.expect(2);
+    assert!(unknown.stderr.contains("amuont"), "{unknown:?}");
+    let messages: i64 =
+        sqlx::query_scalar("select count(*) from public.agent_messages").fetch_one(&database.pool).await.unwrap();
+    assert_eq!(messages, 0);
+
+    let id = cogo.run(&["send", "bank", "pay", "--data", r#"{"amount": 3}"#]).await.expect(0).stdout;
+    let version: Value =
+        sqlx::query_scalar("select m.headers -> 'schema-version' from public.agent_messages m where m.id = $1")
+            .bind(id.trim().parse::<uuid::Uuid>().unwrap())
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+    assert_eq!(version, json!(1), "claimed as what it was sent as, whatever is registered meanwhile");
+    cogo.run(&["send", "bank", "other", "--data", r#"{"anything": 1}"#]).await.expect(0);
+}

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod bad_input;
+mod children;
 mod crashes;
 mod main_job;
 mod tree;

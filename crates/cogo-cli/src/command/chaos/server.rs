@@ -1,6 +1,6 @@
 //! The Postgres of a chaos run: durable, its own, and killed on purpose.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use cogo_db::PoolSettings;
 use cogo_pg_local::{Cluster, Settings, StopMode};
@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::DATABASE, failure::Failure};
+use crate::{command::guard::PostgresGuard, context::DATABASE, failure::Failure};
 
 /// How often it is looked after, as by `cogo up`.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -20,14 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct ChaosServer {
     cluster: Cluster,
     pub(crate) pool: PgPool,
+    /// Ends it should this process be killed.
+    _guard: Arc<PostgresGuard>,
 }
 
 impl ChaosServer {
     pub(crate) async fn start(directory: &Path) -> Result<Self, Failure> {
         // durable: without that a kill would lose what was acknowledged, and rightly so
         let settings = Settings::new(directory.join("postgres"));
+        let guard = PostgresGuard::over(&settings.data_dir)?;
         let cluster = Box::pin(Cluster::start(&settings)).await?;
-        let server = Self::prepare(cluster.clone()).await;
+        let server = Self::prepare(cluster.clone(), guard).await;
         if server.is_err() {
             // nothing is in it yet
             let _ = remove(&cluster).await;
@@ -35,7 +38,7 @@ impl ChaosServer {
         server
     }
 
-    async fn prepare(cluster: Cluster) -> Result<Self, Failure> {
+    async fn prepare(cluster: Cluster, guard: PostgresGuard) -> Result<Self, Failure> {
         cluster.create_database_if_missing(DATABASE).await?;
         let url = cluster.url(DATABASE);
         let settings = PoolSettings { acquire_timeout: PATIENCE, ..PoolSettings::new(&url, "cogo-chaos") };
@@ -49,7 +52,7 @@ impl ChaosServer {
         ] {
             sqlx::query(statement).execute(&pool).await?;
         }
-        Ok(Self { cluster, pool })
+        Ok(Self { cluster, pool, _guard: Arc::new(guard) })
     }
 
     pub(crate) fn url(&self) -> String {
