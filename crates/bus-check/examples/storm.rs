@@ -54,7 +54,7 @@ fn line(tally: &Tally, of: u64, elapsed: Duration) -> String {
     let left = if share > 0.0 { elapsed.as_secs_f64() * (1.0 / share - 1.0).max(0.0) / 60.0 } else { f64::NAN };
     format!(
         "{} of {of} messages in {} s (about {left:.0} min left), {} clients and {} times Postgres killed, {} stopped, \
-         {} connections disturbed, {} unknown outcomes, {} broken promises, longest recovery {:.2} s",
+         {} connections disturbed, {} unknown outcomes, {} broken promises, {} late recoveries, longest recovery {:.2} s",
         tally.messages,
         elapsed.as_secs(),
         tally.clients_killed,
@@ -63,6 +63,7 @@ fn line(tally: &Tally, of: u64, elapsed: Duration) -> String {
         tally.connections_disturbed,
         tally.unknown,
         tally.violations,
+        tally.recoveries_late,
         tally.recovery_max_s
     )
 }
@@ -90,7 +91,14 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         writeln!(out, "{report}")?;
     }
     writeln!(out, "{}", if json { serde_json::to_string(&tally)? } else { line(&tally, of, begin.elapsed()) })?;
-    Ok(tally.violations == 0)
+    if tally.recoveries_late > 0 {
+        let (late, limit, longest) = (tally.recoveries_late, tally.recovery_limit_s, tally.recovery_net_max_s);
+        let _ = writeln!(
+            std::io::stderr(),
+            "{late} messages of killed workers ran again later than {limit:.1} s after the kill, the last after {longest:.2} s"
+        );
+    }
+    Ok(tally.holds())
 }
 
 fn main() -> anyhow::Result<ExitCode> {

@@ -15,7 +15,8 @@ mod scene;
 mod storm;
 
 pub use actor::{
-    ActorSettings, Fault, How, KeeperSettings, Point, ProducerSettings, ROUTE, Role, WorkerSettings, run as run_actor,
+    ActorSettings, Fault, Handling, How, KeeperSettings, Point, ProducerSettings, ROUTE, Role, WorkerSettings,
+    run as run_actor,
 };
 pub use chance::Chance;
 pub use checker::{Harm, Invariant, Report, Rest, Violation, check};

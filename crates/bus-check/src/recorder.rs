@@ -155,6 +155,33 @@ impl RecordedBus {
         self.record(asked, self.bus.fail(fence, holder, failure), answer).await
     }
 
+    /// [`Bus::fail_many`], recorded as a failure for each: all of them were made and answered at once.
+    ///
+    /// # Errors
+    /// As the call.
+    pub async fn fail_many(&self, ended: &[(Fence, Failure)], holder: &str) -> Result<Vec<(Uuid, Settled)>, Broken> {
+        let asked = ended.iter().map(|(fence, failure)| {
+            let retriable = failure.retriable;
+            self.journal.invoked(Operation::Fail { holder: holder.to_owned(), held: held(fence), retriable })
+        });
+        let numbers: Vec<u64> = asked.collect();
+        let told = match tokio::time::timeout(self.patience, self.bus.fail_many(ended, holder)).await {
+            Ok(told) => told.map_err(Broken::from),
+            Err(_) => Err(Broken::GivenUp),
+        };
+        for ((fence, _), number) in ended.iter().zip(numbers) {
+            let outcome = match &told {
+                Ok(settled) => {
+                    let ours = settled.iter().find(|(id, _)| *id == fence.id);
+                    Outcome::Ok(Answer::Settled(ours.map(|(_, settled)| *settled == Settled::Again)))
+                }
+                Err(broken) => outcome_of(broken),
+            };
+            self.journal.returned(number, outcome);
+        }
+        told
+    }
+
     /// [`Bus::release`].
     ///
     /// # Errors

@@ -84,6 +84,8 @@ pub struct Rows {
     pub places: Vec<(Uuid, String)>,
     /// Messages by status, as the bus reports them to people.
     pub shown: BTreeMap<String, i64>,
+    /// How many messages were there to be counted, those of other histories too.
+    pub counted: usize,
 }
 
 impl Rows {
@@ -154,6 +156,7 @@ impl Rows {
         } else {
             Vec::new()
         };
-        Ok(Self { messages, events, agents, misplaced, places, shown: BTreeMap::new() })
+        let counted = messages.len();
+        Ok(Self { messages, events, agents, misplaced, places, shown: BTreeMap::new(), counted })
     }
 }

@@ -21,6 +21,8 @@ pub enum Point {
     Claiming,
     /// With messages in hand.
     Claimed,
+    /// Amid the work on a batch.
+    Working,
     /// While an extension is under way.
     Extending,
     /// While a completion is under way.

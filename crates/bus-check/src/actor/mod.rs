@@ -1,5 +1,6 @@
 //! Clients of the bus that run as processes of their own, so that they can be killed, stopped and continued.
 
+mod batch;
 mod fault;
 mod keeper;
 mod producer;
@@ -19,7 +20,7 @@ use crate::{chance::Chance, journal::Journal, recorder::RecordedBus};
 pub use fault::{Fault, How, Point};
 pub use keeper::KeeperSettings;
 pub use producer::ProducerSettings;
-pub use worker::WorkerSettings;
+pub use worker::{Handling, WorkerSettings};
 
 /// The route of every message in these checks.
 pub const ROUTE: Route = Route::constant("check", "work");

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{sync::broadcast, task::JoinSet};
 
-use super::{Actor, Point, ROUTE};
+use super::{Actor, Point, ROUTE, batch};
 use crate::{
     history::{Answer, Outcome},
     recorder::{Broken, completing, enqueue, enqueued, still},
@@ -25,11 +25,26 @@ pub struct WorkerSettings {
     pub poll_ms: u64,
     /// Whether it listens to notifications.
     pub listens: bool,
+    /// What it does with a claim.
+    pub handling: Handling,
+}
+
+/// How a worker treats the messages of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Handling {
+    /// Each as it asks for.
+    OneByOne,
+    /// All at once: one piece of work, then the failures in one call and the completions in another.
+    Batch {
+        /// How long that work takes.
+        work_ms: u64,
+    },
 }
 
 /// Tries of a call that brought no answer; then the lease is left to pass.
-const TRIES: usize = 3;
-const BETWEEN_TRIES: Duration = Duration::from_millis(20);
+pub(super) const TRIES: usize = 3;
+pub(super) const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 /// Work on a slow message; short, so that a claim of many ends within its lease.
 const SLOW_WORK: Duration = Duration::from_millis(3);
 /// How often what is not ended yet is extended.
@@ -53,7 +68,10 @@ pub(super) async fn run(actor: &mut Actor, settings: &WorkerSettings) {
             continue;
         }
         actor.fault.at(Point::Claimed);
-        work(actor, claimed, lease).await;
+        match settings.handling {
+            Handling::OneByOne => work(actor, claimed, lease).await,
+            Handling::Batch { work_ms } => batch::work(actor, &claimed, Duration::from_millis(work_ms)).await,
+        }
     }
 }
 
@@ -111,7 +129,7 @@ async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
     }
 }
 
-async fn complete_all(actor: &mut Actor, ended: &[(Fence, Completion)]) {
+pub(super) async fn complete_all(actor: &mut Actor, ended: &[(Fence, Completion)]) {
     if ended.is_empty() {
         return;
     }
@@ -127,7 +145,7 @@ async fn complete_all(actor: &mut Actor, ended: &[(Fence, Completion)]) {
 }
 
 /// Whom and which attempt a result is from stands in it, so that the checker can tell.
-fn completion(actor: &Actor, message: &Claimed, follow_ups: usize) -> Completion {
+pub(super) fn completion(actor: &Actor, message: &Claimed, follow_ups: usize) -> Completion {
     let usage = json!({"input_tokens": 7, "output_tokens": 3});
     let child = |number: usize| {
         let mut child = NewMessage::new(ROUTE, None, json!({"act": "plain", "number": number}));

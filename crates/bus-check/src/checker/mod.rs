@@ -228,7 +228,7 @@ fn counters(rows: &Rows, report: &mut Report) {
         }
         report.add(Invariant::I10, Harm::Other, None, "nothing is shown although there are messages", &[]);
     }
-    if i64::try_from(rows.messages.len()).is_ok_and(|messages| messages >= cogo_bus_core::COUNT_CAP) {
+    if i64::try_from(rows.messages.len().max(rows.counted)).is_ok_and(|messages| messages >= cogo_bus_core::COUNT_CAP) {
         report.not_applicable.push((Invariant::I10, "beyond its cap the bus says \"at least\""));
         return;
     }

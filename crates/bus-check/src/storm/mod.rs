@@ -17,11 +17,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::{
-    Chance, Harm, KeeperSettings, ProducerSettings, RecordedBus, Report, Rest, Role, Scene, WorkerSettings,
+    Chance, Handling, Harm, KeeperSettings, ProducerSettings, RecordedBus, Report, Rest, Role, Scene, WorkerSettings,
     journal::{Journal, now_us},
 };
 
 use faults::Storming;
+use recovery::Recovery;
 use server::Server;
 
 /// What a storm is told.
@@ -60,6 +61,13 @@ pub struct Tally {
     pub recovery_p99_s: f64,
     /// The same: the longest.
     pub recovery_max_s: f64,
+    /// Longest time that a recovery may take, in seconds, that in which the database was away aside: the lease and 2 s.
+    pub recovery_limit_s: f64,
+    /// How many messages of killed workers ran again later than that; those during which the database went away count too.
+    pub recoveries_late: usize,
+    /// Longest time from the kill of a worker until a message of it ran again, that in which the database was away aside, in
+    /// seconds.
+    pub recovery_net_max_s: f64,
     /// Longest time that Postgres was away after a kill, in seconds.
     pub outage_max_s: f64,
     /// Longest time from the end of the faults until everything had ended, in seconds.
@@ -100,6 +108,9 @@ pub struct Tally {
     pub reports: Vec<String>,
 }
 
+/// How long after the end of a dead worker's lease its messages may run again: a promise of the bus.
+const AFTER_THE_LEASE: Duration = Duration::from_secs(2);
+
 /// Faults stop, and then everything must have ended within this time. Messages of a group run one after the other, and a busy machine takes long for each.
 const DRAIN: Duration = Duration::from_secs(900);
 
@@ -111,7 +122,9 @@ pub async fn storm(settings: &StormSettings, mut progress: impl FnMut(&Tally)) -
     let directory = tempfile::Builder::new().prefix("cogo-storm-").tempdir().context("make a directory")?;
     let server = Box::pin(Server::start(directory.path())).await?;
     let begin = Instant::now();
-    let mut tally = Tally { seed: settings.seed, lease_s: settings.lease.as_secs_f64(), ..Tally::default() };
+    let recovery_limit_s = (settings.lease + AFTER_THE_LEASE).as_secs_f64();
+    let lease_s = settings.lease.as_secs_f64();
+    let mut tally = Tally { seed: settings.seed, lease_s, recovery_limit_s, ..Tally::default() };
     let mut chance = Chance::new(settings.seed);
     let mut round = 0;
     let mut former = HashSet::new();
@@ -182,8 +195,9 @@ async fn weather(
     tally.draining_s += drain.as_secs_f64();
     let begin = Instant::now();
     let report = scene.verdict(&server.pool, Rest::Drained).await?;
-    let recovered = recovery::times(&scene.history()?, scene.deaths(), &outages);
-    tally.add(&report, &recovered);
+    let recoveries = recovery::recoveries(&scene.history()?, scene.deaths(), &outages);
+    tally.add(&report);
+    tally.add_recoveries(&recoveries, settings.lease + AFTER_THE_LEASE);
     if !report.violations.is_empty() {
         return Ok(HashSet::new());
     }
@@ -193,7 +207,13 @@ async fn weather(
 }
 
 impl Tally {
-    fn add(&mut self, report: &Report, recovered: &[Duration]) {
+    /// Whether every promise held, that of how soon a dead worker's messages run again included.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.violations == 0 && self.recoveries_late == 0
+    }
+
+    fn add(&mut self, report: &Report) {
         self.messages += report.messages as u64;
         self.lost += report.count(Harm::Lost);
         self.duplicated += report.count(Harm::Duplicated);
@@ -201,15 +221,22 @@ impl Tally {
         self.violations += report.violations.len();
         self.calls += report.calls;
         self.unknown += report.unknown;
-        self.recovered_s.extend(recovered.iter().map(Duration::as_secs_f64));
+        if !report.violations.is_empty() {
+            self.reports.push(report.to_string());
+        }
+    }
+
+    fn add_recoveries(&mut self, recoveries: &[Recovery], limit: Duration) {
+        self.recoveries_late += recoveries.iter().filter(|recovery| recovery.is_late(limit)).count();
+        let net = recoveries.iter().map(Recovery::net).max().unwrap_or_default();
+        self.recovery_net_max_s = self.recovery_net_max_s.max(net.as_secs_f64());
+        let with_database = recoveries.iter().filter(|recovery| recovery.without_database.is_zero());
+        self.recovered_s.extend(with_database.map(|recovery| recovery.time.as_secs_f64()));
         self.recovered_s.sort_unstable_by(f64::total_cmp);
         self.recoveries = self.recovered_s.len();
         let share = |percent: usize| self.recovered_s.get((self.recoveries * percent).div_ceil(100).saturating_sub(1));
         let [p50, p99, max] = [50, 99, 100].map(|percent| share(percent).copied().unwrap_or_default());
         (self.recovery_p50_s, self.recovery_p99_s, self.recovery_max_s) = (p50, p99, max);
-        if !report.violations.is_empty() {
-            self.reports.push(report.to_string());
-        }
     }
 }
 
@@ -238,7 +265,7 @@ fn quick_worker(lease: Duration) -> Role {
 
 fn worker_of(lease: Duration, batch: u16) -> Role {
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true })
+    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true, handling: Handling::OneByOne })
 }
 
 fn keeper() -> Role {

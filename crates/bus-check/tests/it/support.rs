@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cogo_bus_check::{
-    Fault, How, KeeperSettings, Point, ProducerSettings, ROUTE, RecordedBus, Report, Rest, Role, Scene, Start,
-    WorkerSettings,
+    Fault, Handling, How, KeeperSettings, Point, ProducerSettings, ROUTE, RecordedBus, Report, Rest, Role, Scene,
+    Start, WorkerSettings,
 };
 use cogo_bus_core::{ClaimRequest, Claimed};
 use cogo_contracts::{NewMessage, Tenant};
@@ -110,8 +110,17 @@ pub(crate) fn worker() -> Role {
 
 /// One that claims up to this many at once.
 pub(crate) fn worker_of(batch: u16) -> Role {
+    worker_that(batch, Handling::OneByOne)
+}
+
+/// One that works on all of a claim at once.
+pub(crate) fn batch_worker(batch: u16) -> Role {
+    worker_that(batch, Handling::Batch { work_ms: 20 })
+}
+
+fn worker_that(batch: u16, handling: Handling) -> Role {
     let lease_ms = u64::try_from(LEASE.as_millis()).unwrap();
-    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 50, listens: true })
+    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 50, listens: true, handling })
 }
 
 pub(crate) fn keeper() -> Role {

@@ -1,9 +1,12 @@
 //! Workers that are killed or stopped at each step of their work.
 
-use cogo_bus_check::{Answer, Call, Fault, How, Operation, Point, Start};
-use rustix::process::Signal;
+use std::collections::HashMap;
 
-use crate::support::{LEASE, Stage, kill_at, worker};
+use cogo_bus_check::{Answer, Call, Fault, Held, How, Operation, Point, ProducerSettings, Role, Start};
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use crate::support::{LEASE, Stage, batch_worker, kill_at, worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_killed_at_any_step_costs_nothing() {
@@ -87,4 +90,95 @@ async fn worker_stopped_within_its_transaction_blocks_nobody_elses_messages() {
     tokio::time::timeout(crate::support::PATIENCE, others_ended).await.expect("one transaction holds up everything");
     stage.scene.signal(&sleeper, Signal::CONT).unwrap();
     stage.holds().await;
+}
+
+/// The first batch that a worker was handed: who was in it, and when it asked for it.
+fn first_batch<'a>(history: &'a [Call], worker: &str) -> (Vec<Held>, &'a Call) {
+    let batch = history.iter().find_map(|call| match call.answer() {
+        Some(Answer::Taken(taken)) if call.process == worker && !taken.is_empty() => {
+            Some((taken.iter().map(|taken| taken.held).collect(), call))
+        }
+        _ => None,
+    });
+    batch.expect("it was handed a batch")
+}
+
+/// Who completed each message, in which attempt.
+async fn completed_by(stage: &Stage) -> HashMap<Uuid, (String, i16)> {
+    let rows: Vec<(Uuid, String, i16)> =
+        sqlx::query_as("select id, claimed_by, attempts from public.agent_messages where status = 'done'")
+            .fetch_all(&stage.pool)
+            .await
+            .unwrap();
+    rows.into_iter().map(|(id, holder, attempt)| (id, (holder, attempt))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batch_in_the_hands_of_a_killed_worker_runs_again_as_a_whole_after_its_lease() {
+    const BATCH: u16 = 50;
+    let mut stage = Stage::new().await;
+    stage.keepers(1).await;
+    let plain = ProducerSettings { messages: 400, batch: 40, plain: true, pause_ms: 0 };
+    let producer = stage.start(Start::new(Role::Producer(plain))).await;
+    stage.scene.ended(&producer).await.unwrap();
+    let mut victims = Vec::new();
+    for point in [Point::Working, Point::Completing, Point::Completed] {
+        let victim = stage.start(Start::new(batch_worker(BATCH)).with_fault(kill_at(point, 1))).await;
+        stage.scene.ended(&victim).await.unwrap();
+        victims.push(victim);
+    }
+    assert_eq!(stage.scene.deaths().len(), victims.len());
+    for _ in 0..2 {
+        stage.start(Start::new(batch_worker(BATCH))).await;
+    }
+    stage.holds().await;
+    let history = stage.scene.history().unwrap();
+    let completed = completed_by(&stage).await;
+    let by_the_dead = |victim: &str| {
+        let (batch, _) = first_batch(&history, victim);
+        assert_eq!(batch.len(), usize::from(BATCH), "{victim}");
+        batch.iter().filter(|held| completed[&held.id] == (victim.to_owned(), 1)).count()
+    };
+    // amid the work: nothing of it counts, and all of it runs again, none of it before the lease has passed
+    assert_eq!(by_the_dead(&victims[0]), 0);
+    let (batch, claim) = first_batch(&history, &victims[0]);
+    let lease_us = i64::try_from(LEASE.as_micros()).unwrap();
+    for held in &batch {
+        let next = Held { attempt: 2, ..*held };
+        let again = history.iter().find(
+            |call| matches!(call.answer(), Some(Answer::Taken(taken)) if taken.iter().any(|taken| taken.held == next)),
+        );
+        let again = again.expect("it runs again");
+        assert!(again.process != victims[0]);
+        assert!(again.returned_us.unwrap() >= claim.invoked_us + lease_us, "before its lease had passed");
+    }
+    // while the completions were under way: all of them count or none
+    let during = by_the_dead(&victims[1]);
+    assert!(during == 0 || during == usize::from(BATCH), "{during} of a batch were completed");
+    assert_eq!(by_the_dead(&victims[2]), usize::from(BATCH), "what was acknowledged stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_which_some_fail_break_no_promise_when_their_workers_are_killed() {
+    let mut stage = Stage::new().await;
+    stage.keepers(2).await;
+    let mut victims = Vec::new();
+    for (point, nth) in [(Point::Failing, 1), (Point::Failing, 2), (Point::Working, 2), (Point::Completing, 2)] {
+        victims.push(stage.start(Start::new(batch_worker(20)).with_fault(kill_at(point, nth))).await);
+    }
+    stage.produce(500).await;
+    for victim in &victims {
+        stage.scene.ended(victim).await.unwrap();
+    }
+    assert_eq!(stage.scene.deaths().len(), victims.len());
+    for batch in [8, 150] {
+        stage.start(Start::new(batch_worker(batch))).await;
+    }
+    stage.holds().await;
+    let failures = stage.scene.history().unwrap().iter().filter(|call| is_settled_failure(call)).count();
+    assert!(failures > 0, "nothing failed in a batch");
+}
+
+fn is_settled_failure(call: &Call) -> bool {
+    matches!(call.operation, Operation::Fail { .. }) && matches!(call.answer(), Some(Answer::Settled(Some(_))))
 }
