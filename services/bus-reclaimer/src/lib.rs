@@ -42,6 +42,7 @@ impl Service for BusReclaimer {
             }
         });
         let (bus, metrics) = (frame.bus().clone(), frame.metrics().clone());
+        let every = Duration::from_millis(settings.sweep_every_ms);
         frame.chore("expire", every, move || {
             let (bus, metrics) = (bus.clone(), metrics.clone());
             async move {

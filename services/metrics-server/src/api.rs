@@ -21,6 +21,7 @@ use crate::{
     live::{self, Live},
     page, scrape,
     snapshot::{self, SummaryView, WINDOW, database},
+    tree::Tree,
 };
 
 const LONGEST_WINDOW_S: u64 = 86_400;
@@ -34,6 +35,7 @@ pub struct Console {
     pub(crate) exposition: Exposition,
     pub(crate) live: Live,
     pub(crate) agents: Option<Agents>,
+    pub(crate) tree: Tree,
 }
 
 impl Console {
@@ -41,7 +43,7 @@ impl Console {
     #[must_use]
     pub fn new(pool: PgPool, exposition: Exposition, stop: CancellationToken) -> Self {
         let live = Live::new(pool.clone(), stop);
-        Self { pool, exposition, live, agents: None }
+        Self { pool, exposition, live, agents: None, tree: Tree::default() }
     }
 
     /// Asks each agent for its own figures at every scrape, under guards of this process.

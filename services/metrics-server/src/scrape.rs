@@ -40,6 +40,13 @@ async fn bus_and_fleet(console: &Console, own: &str) -> Result<String, ApiError>
     };
     let mut text = exposition(&totals, &agents);
     per_agent(&mut text, &totals, &agents, &figures);
+    let tree =
+        console.tree.counts(&console.pool).await.map_err(database)?.into_iter().map(|((event, process), events)| {
+            let labels =
+                format!("{{{}=\"{}\",{}=\"{}\"}}", label::EVENT, escaped(&event), label::PROCESS, escaped(&process));
+            (labels, to_f64(events))
+        });
+    counter(&mut text, name::TREE_EVENTS, "What happened in the supervision tree, as its audit tells", tree);
     Ok(text)
 }
 

@@ -41,7 +41,7 @@ impl Default for Settings {
             epsilon_max: 1.0,
             health_half_life_ms: 60_000,
             reference_cost_usd: 0.10,
-            observe_ms: 1_000,
+            observe_ms: 2_000,
             decision_retention_days: 30,
         }
     }

@@ -104,3 +104,51 @@ async fn each_agent_is_shown_by_itself_with_what_it_tells() {
     assert!(!text.contains(r#"cogo_agent_messages_total{agent="rag-embed/8"}"#), "another agent's figures");
     answering.abort();
 }
+
+#[tokio::test]
+async fn what_happened_in_the_tree_is_counted_and_stays_counted() {
+    let database = cogo_test_support::database().await;
+    let server = server(&database.pool);
+    let shows = async |lines: &[&str]| {
+        let text = get(&server, "/metrics").await.text().to_owned();
+        let found: Vec<&str> = text.lines().filter(|line| line.starts_with("cogo_tree_events_total{")).collect();
+        assert_eq!(found, lines);
+        assert!(text.contains("\n# TYPE cogo_tree_events_total counter\n"));
+    };
+    shows(&[]).await;
+    let happened = async |kind: &str, agent: &str, ago_s: i32| {
+        sqlx::query(
+            "insert into public.bus_events (kind, tenant, actor, detail, at)
+             values ($1, '-', 'cogo-up#1', jsonb_build_object('agent', $2), clock_timestamp() - $3 * interval '1 second')",
+        )
+        .bind(kind)
+        .bind(agent)
+        .bind(ago_s)
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    };
+    happened("tree_spawn", "rag/rag-embed/0", 3600).await;
+    happened("tree_spawn", "rag/rag-embed/1", 3600).await;
+    happened("tree_crash", "rag/rag-embed/1", 1800).await;
+    happened("tree_transition", "fleet", 0).await;
+    happened("pool_scaled", "rag-embed", 0).await;
+    let before = [
+        r#"cogo_tree_events_total{event="crash",process="rag-embed"} 1"#,
+        r#"cogo_tree_events_total{event="spawn",process="rag-embed"} 2"#,
+        r#"cogo_tree_events_total{event="transition",process="fleet"} 1"#,
+    ];
+    shows(&before).await;
+    shows(&before).await;
+    sqlx::query("delete from public.bus_events where at < clock_timestamp() - interval '10 minutes'")
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    happened("tree_spawn", "rag/rag-embed/1", 0).await;
+    shows(&[
+        before[0],
+        r#"cogo_tree_events_total{event="spawn",process="rag-embed"} 3"#,
+        r#"cogo_tree_events_total{event="transition",process="fleet"} 1"#,
+    ])
+    .await;
+}
