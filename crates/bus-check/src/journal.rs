@@ -12,6 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::history::{Call, Operation, Outcome};
@@ -70,7 +71,8 @@ impl Journal {
     /// Milliseconds of the client's own clock, which may be wrong.
     #[must_use]
     pub fn client_ms(&self) -> i64 {
-        now_us() / 1000 + self.inner.skew_ms
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX).saturating_add(self.inner.skew_ms)
     }
 
     /// Notes that a call is about to be made; answers its number.
@@ -134,11 +136,12 @@ pub fn read(process: &str, path: &Path) -> io::Result<Vec<Call>> {
     Ok(pair(process, entries))
 }
 
-/// Microseconds of the Unix epoch by the clock of this machine.
+/// Microseconds of the Unix epoch by the clock of the machine, asked of the kernel: also where the process itself is shown
+/// another time.
 #[must_use]
 pub fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    let now = clock_gettime(ClockId::Realtime);
+    now.tv_sec * 1_000_000 + now.tv_nsec / 1000
 }
 
 fn pair(process: &str, entries: impl Iterator<Item = Entry>) -> Vec<Call> {

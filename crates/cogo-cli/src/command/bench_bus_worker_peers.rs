@@ -121,7 +121,7 @@ mod tests {
                'insert into graphile_worker.seen select of.identifier from unnest($1) as of;
                 insert into graphile_worker._private_jobs (spec) select row(of.*)::graphile_worker.job_spec
                   from unnest($1) as of returning *';
-             insert into graphile_worker._private_jobs (spec) select null from generate_series(1, 1000);";
+             insert into graphile_worker._private_jobs (spec) select null from generate_series(1, 100000);";
         pool.execute(queue).await.expect("a queue");
         let mut finished = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -130,6 +130,8 @@ mod tests {
                   where id in (select id from graphile_worker._private_jobs order by id limit 10)",
             );
             finished += removed.execute(&pool).await.expect("a worker").rows_affected();
+            // it must not be through before anybody looks
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         finished
     }

@@ -6,6 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::LazyLock,
 };
 
 use cogo_bus_check::{Hints, Proxy};
@@ -57,9 +58,14 @@ impl Places {
         self.directory.join("clocks")
     }
 
-    /// Holds by how many ms the clock of a process is off; absent: not at all.
+    /// Holds by how many ms the clock that makes a process's ids is off; absent: not at all.
     fn clock(&self, seat: Seat) -> PathBuf {
         self.clocks().join(format!("{}-{}", seat.process, seat.slot))
+    }
+
+    /// Holds by how many seconds the wall clock of a process is off, for the library that shows it another time.
+    fn wall_clock(&self, seat: Seat) -> PathBuf {
+        self.clock(seat).with_extension("wall")
     }
 }
 
@@ -136,14 +142,14 @@ impl ChaosFleet {
         self.handle.restart_child(&path(seat)).await.map_err(|error| failed("Start a process again", &error))
     }
 
-    /// From now on the clock of a process is off by so many ms.
+    /// From now on the clock of a process is off by so many ms: its wall clock, or where nothing can shift that, the one
+    /// that makes its ids.
     pub(crate) fn set_clock(&self, seat: Seat, off_ms: i64) -> Result<(), Failure> {
-        let path = self.places.clock(seat);
-        // in one step, since the process may read it at any time
-        let fresh = path.with_extension("new");
-        fs::write(&fresh, off_ms.to_string())
-            .and_then(|()| fs::rename(&fresh, &path))
-            .map_err(about_file("write", &path))
+        let (path, off) = match wall_clock_library() {
+            Some(_) => (self.places.wall_clock(seat), format!("{:+}", off_ms / 1000)),
+            None => (self.places.clock(seat), off_ms.to_string()),
+        };
+        write_at_once(&path, &off).map_err(about_file("write", &path))
     }
 
     /// What becomes of notifications to the workers behind the proxy.
@@ -238,7 +244,39 @@ fn command(seat: Seat, url: &str, places: &Places) -> io::Result<Command> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
+    if let Some(library) = wall_clock_library() {
+        let wall_clock = places.wall_clock(seat);
+        if !wall_clock.exists() {
+            write_at_once(&wall_clock, "+0")?;
+        }
+        command
+            .env("LD_PRELOAD", library)
+            .env("FAKETIME_TIMESTAMP_FILE", wall_clock)
+            .env("FAKETIME_CACHE_DURATION", "1")
+            // a clock that is set moves the time of day and no waits
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_DISABLE_SHM", "1")
+            .env("NO_FAKE_STAT", "1");
+    }
     Ok(command)
+}
+
+/// In one step, since the process may read it at any time.
+fn write_at_once(path: &Path, text: &str) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    fs::write(&fresh, text)?;
+    fs::rename(&fresh, path)
+}
+
+/// libfaketime, where the machine has it: the only way to set the wall clock of one process.
+pub(crate) fn wall_clock_library() -> Option<&'static Path> {
+    static FOUND: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+            .map(|directory| Path::new(directory).join("faketime/libfaketimeMT.so.1"))
+            .into_iter()
+            .find(|library| library.is_file())
+    });
+    FOUND.as_deref()
 }
 
 fn failed(what: &str, error: &impl std::fmt::Display) -> Failure {

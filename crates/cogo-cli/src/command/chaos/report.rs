@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     account::Account,
     faults::{Healed, counted},
+    fleet::wall_clock_library,
     verdict::Verdicts,
     watch::{Seen, Wrong},
 };
@@ -49,6 +50,8 @@ pub(crate) struct Report {
     faults_by_kind: BTreeMap<String, u32>,
     seed: u64,
     minutes: f64,
+    /// Whether the clocks that were set are wall clocks of processes, or, without libfaketime, only those of their ids.
+    wall_clocks: bool,
     sent: usize,
     done: usize,
     taken_back: usize,
@@ -81,6 +84,7 @@ impl Report {
             faults_by_kind: counted(&healed),
             seed: told.seed,
             minutes: told.minutes,
+            wall_clocks: wall_clock_library().is_some(),
             sent: report.messages,
             done: *done,
             taken_back: *taken_back,
