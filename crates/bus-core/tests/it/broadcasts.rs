@@ -5,6 +5,7 @@ use std::time::Duration;
 use cogo_bus_core::{Broadcast, BroadcastBatch, Bus, Error, NewBroadcast, StartAt, Subscription, Wake, WakeUps};
 use cogo_contracts::Tenant;
 use serde_json::{Value, json};
+use sqlx::postgres::PgPoolOptions;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -294,23 +295,26 @@ async fn publishing_wakes_those_who_follow_the_topic_and_nobody_otherwise() {
 
 #[tokio::test]
 async fn waiting_reader_is_woken_without_a_poll() {
-    let (bus, _database) = bus().await;
+    let (bus, database) = bus().await;
     let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
     let mut hints = wakeups.subscribe();
     let listening = TaskTracker::new().spawn(wakeups.clone().run(bus.pool().clone(), stop.clone()));
     assert_eq!(timeout(PATIENCE, hints.recv()).await.unwrap().unwrap(), Wake::CatchUp);
     let reader = Subscription::new("reader", "news");
     bus.subscribe(&reader, StartAt::Latest).await.unwrap();
+    // one connection of its own, so that nobody else's statement stands in the place of its last look
+    let own = PgPoolOptions::new().max_connections(1).connect(&database.url).await.unwrap();
+    let session: i32 = sqlx::query_scalar("select pg_backend_pid()").fetch_one(&own).await.unwrap();
     let never = Duration::from_secs(86_400);
     let reading = TaskTracker::new().spawn({
-        let (bus, reader, wakeups) = (bus.clone(), reader.clone(), wakeups.clone());
+        let (bus, reader, wakeups) = (Bus::new(own), reader.clone(), wakeups.clone());
         async move { bus.next_broadcasts(&reader, 10, &wakeups, never).await.unwrap() }
     });
     // it has looked and found nothing, so that from now on only a hint can bring it back
-    let has_looked = "select exists (select from pg_stat_activity where datname = current_database()
-                        and state = 'idle' and query like '%broadcasts_held_back%')";
+    let has_looked = "select exists (select from pg_stat_activity
+                        where pid = $1 and state = 'idle' and query like '%broadcasts_held_back%')";
     let looking = async {
-        while !sqlx::query_scalar::<_, bool>(has_looked).fetch_one(bus.pool()).await.unwrap() {
+        while !sqlx::query_scalar::<_, bool>(has_looked).bind(session).fetch_one(bus.pool()).await.unwrap() {
             tokio::task::yield_now().await;
         }
     };

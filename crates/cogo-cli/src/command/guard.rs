@@ -1,7 +1,8 @@
 //! `cogo guard`: ends a private Postgres whose owner is gone without having ended it, as after `kill -9`.
 
 use std::{
-    os::unix::process::CommandExt,
+    io::Write,
+    os::unix::{ffi::OsStrExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -17,7 +18,8 @@ use crate::failure::Failure;
 const TRIES: u32 = 100;
 const TRY_EVERY: Duration = Duration::from_millis(200);
 
-/// Wait until the other end of the standard input is closed, then end and remove the Postgres of a directory.
+/// Wait until the other end of the standard input, which must begin with the name of a directory, is closed, then end and
+/// remove the Postgres of that directory.
 #[derive(Debug, Args)]
 pub(crate) struct Guard {
     /// The directory, which is removed.
@@ -26,9 +28,14 @@ pub(crate) struct Guard {
 
 impl Guard {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        // nobody writes; the system closes the other end with its owner, however that ended
-        let mut nothing = Vec::new();
-        let _ = tokio::io::stdin().read_to_end(&mut nothing).await;
+        // the system closes the other end with its owner, however that ended
+        let mut owners = Vec::new();
+        let _ = tokio::io::stdin().read_to_end(&mut owners).await;
+        // nobody loses a directory by trying out what this is
+        if owners != self.directory.as_os_str().as_bytes() {
+            return Err(Failure::conflict(format!("Nobody owns {} through this command", self.directory.display()))
+                .hint("Other commands start it for a Postgres of their own; it is not for people"));
+        }
         for _ in 0..TRIES {
             // an owner that ended in good order has removed it
             if !self.directory.exists() {
@@ -71,7 +78,11 @@ impl PostgresGuard {
         command.arg("guard").arg(directory).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         // what interrupts its owner at a terminal must not end it as well
         command.process_group(0);
-        Ok(Self { process: command.spawn()? })
+        let mut process = command.spawn()?;
+        if let Some(owners) = process.stdin.as_mut() {
+            owners.write_all(directory.as_os_str().as_bytes())?;
+        }
+        Ok(Self { process })
     }
 }
 

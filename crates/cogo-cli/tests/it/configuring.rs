@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use cogo_contracts::{Environment, Location};
-use cogo_registry_core::{ConfigWatcher, Configurable, Heartbeat, HeartbeatSettings, Member, Registration, Registry};
+use cogo_registry_core::{ConfigWatcher, Configurable, Heartbeat, HeartbeatSettings, Member, Registry};
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{Cogo, eventually};
+use crate::support::{Cogo, eventually, registration};
 
 /// Takes any limit but a negative one, and is not ready with 99.
 struct Part(Member);
@@ -34,15 +33,7 @@ struct Process {
 
 impl Process {
     fn start(registry: &Registry, name: &str, slot: u32) -> Self {
-        let location = Location {
-            environment: Environment::Host,
-            host: "testhost".to_owned(),
-            region: None,
-            cpus: 1,
-            memory_bytes: 1,
-            pid: 42,
-        };
-        let registration = Registration::new("rag", name, slot, "1.2.3".parse().unwrap(), location).unwrap();
+        let registration = registration("rag", name, slot);
         let fast = HeartbeatSettings { interval: Duration::from_millis(100), ..HeartbeatSettings::default() };
         let (heartbeat, member) = Heartbeat::new(registry, registration, fast);
         let (leave, tasks) = (CancellationToken::new(), TaskTracker::new());

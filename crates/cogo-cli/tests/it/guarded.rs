@@ -55,3 +55,12 @@ async fn killed_chaos_run_leaves_no_postgres_behind() {
 async fn killed_bench_leaves_no_postgres_behind() {
     killed(&["bench", "bus"]).await;
 }
+
+#[tokio::test]
+async fn guard_of_nobody_removes_nothing() {
+    let cogo = Cogo::without_database();
+    let directory = cogo.file("letter.txt", "dear").parent().unwrap().to_owned();
+    let refused = cogo.run_with_input(&["guard", directory.to_str().unwrap()], "").await.expect(4);
+    assert!(refused.stderr.contains("Nobody owns"), "{refused:?}");
+    assert!(directory.join("letter.txt").exists());
+}

@@ -1,22 +1,9 @@
 //! `cogo key`.
 
-use cogo_contracts::{Environment, Location};
-use cogo_registry_core::{AgentKey, Error, Registration, Registry};
+use cogo_registry_core::{AgentKey, Error, Registry};
 use serde_json::json;
 
-use crate::support::Cogo;
-
-fn registration(name: &str, slot: u32) -> Registration {
-    let location = Location {
-        environment: Environment::Host,
-        host: "testhost".to_owned(),
-        region: None,
-        cpus: 1,
-        memory_bytes: 1,
-        pid: 42,
-    };
-    Registration::new("rag", name, slot, "1.2.3".parse().unwrap(), location).unwrap()
-}
+use crate::support::{Cogo, registration};
 
 #[tokio::test]
 async fn a_key_is_shown_once_and_opens_its_name_until_it_is_revoked() {
@@ -25,7 +12,7 @@ async fn a_key_is_shown_once_and_opens_its_name_until_it_is_revoked() {
     let cogo = Cogo::on(&database.url);
     let empty = cogo.run(&["key", "list"]).await.expect(0);
     assert_eq!((empty.stdout.as_str(), empty.stderr.trim()), ("", "no keys"));
-    let stranger = registry.register(&registration("rag-embed", 0)).await.unwrap();
+    let stranger = registry.register(&registration("rag", "rag-embed", 0)).await.unwrap();
 
     let issued = cogo.run(&["key", "issue", "rag-embed", "--label", "the cellar"]).await.expect(0);
     let key = AgentKey::parse(&issued.stdout).unwrap();
@@ -35,9 +22,9 @@ async fn a_key_is_shown_once_and_opens_its_name_until_it_is_revoked() {
     let second = cogo.run(&["key", "issue", "rag-embed", "--json"]).await.expect(0).json();
     let second_key = AgentKey::parse(second["key"].as_str().unwrap()).unwrap();
     registry.beat(&stranger, 1, 0).await.unwrap();
-    assert!(matches!(registry.register(&registration("rag-embed", 1)).await, Err(Error::KeyRefused)));
-    let joined = registry.register(&registration("rag-embed", 1).key(&key)).await.unwrap();
-    registry.register(&registration("rag-embed", 2).key(&second_key)).await.unwrap();
+    assert!(matches!(registry.register(&registration("rag", "rag-embed", 1)).await, Err(Error::KeyRefused)));
+    let joined = registry.register(&registration("rag", "rag-embed", 1).key(&key)).await.unwrap();
+    registry.register(&registration("rag", "rag-embed", 2).key(&second_key)).await.unwrap();
 
     let listed = cogo.run(&["key", "ls", "--name", "rag-embed", "--json"]).await.expect(0);
     let [first, other]: [serde_json::Value; 2] = listed.json().as_array().unwrap().clone().try_into().unwrap();
@@ -51,7 +38,7 @@ async fn a_key_is_shown_once_and_opens_its_name_until_it_is_revoked() {
     let revoked = cogo.run(&["key", "revoke", id, "--author", "ops", "--json"]).await.expect(0).json();
     assert_eq!((&revoked["revoked"], &revoked["ended"]), (&json!(true), &json!(1)));
     assert!(matches!(registry.beat(&joined, 1, 0).await, Err(Error::Ended { .. })), "who joined with it is out");
-    assert!(matches!(registry.register(&registration("rag-embed", 1).key(&key)).await, Err(Error::KeyRefused)));
+    assert!(matches!(registry.register(&registration("rag", "rag-embed", 1).key(&key)).await, Err(Error::KeyRefused)));
     cogo.run(&["key", "revoke", id]).await.expect(4);
     assert!(cogo.run(&["key", "list"]).await.expect(0).stdout.contains("revoked "));
 }
@@ -63,17 +50,17 @@ async fn a_name_whose_last_key_is_revoked_stays_shut_until_it_is_opened() {
     let cogo = Cogo::on(&database.url);
     let issued = cogo.run(&["key", "issue", "rag-embed", "--json"]).await.expect(0).json();
     let key = AgentKey::parse(issued["key"].as_str().unwrap()).unwrap();
-    let joined = registry.register(&registration("rag-embed", 0).key(&key)).await.unwrap();
+    let joined = registry.register(&registration("rag", "rag-embed", 0).key(&key)).await.unwrap();
     cogo.run(&["key", "open", "rag-embed"]).await.expect(4);
     let gently = cogo.run(&["key", "revoke", issued["key_id"].as_str().unwrap(), "--keep-running"]).await.expect(0);
     assert!(gently.stderr.contains("has no key left"), "{gently:?}");
     registry.beat(&joined, 1, 0).await.unwrap();
-    for shown in [registration("rag-embed", 0).key(&key), registration("rag-embed", 0)] {
+    for shown in [registration("rag", "rag-embed", 0).key(&key), registration("rag", "rag-embed", 0)] {
         assert!(matches!(registry.register(&shown).await, Err(Error::KeyRefused)));
     }
     let opened = cogo.run(&["key", "open", "rag-embed", "--json"]).await.expect(0).json();
     assert_eq!(opened, json!({"name": "rag-embed", "forgotten": 1}));
-    registry.register(&registration("rag-embed", 0)).await.unwrap();
+    registry.register(&registration("rag", "rag-embed", 0)).await.unwrap();
     cogo.run(&["key", "open", "rag-embed"]).await.expect(3);
 }
 

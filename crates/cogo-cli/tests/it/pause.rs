@@ -1,22 +1,14 @@
 //! `cogo suspend` and `cogo resume`, which the registry holds.
 
-use cogo_contracts::{AgentState, Environment, Location};
-use cogo_registry_core::{Registration, Registry};
+use cogo_contracts::AgentState;
+use cogo_registry_core::Registry;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::support::Cogo;
+use crate::support::{Cogo, registration};
 
 pub(crate) async fn join(registry: &Registry, domain: &str, name: &str, slot: u32) -> Uuid {
-    let location = Location {
-        environment: Environment::Host,
-        host: "testhost".to_owned(),
-        region: None,
-        cpus: 1,
-        memory_bytes: 1,
-        pid: 42,
-    };
-    let registration = Registration::new(domain, name, slot, "1.2.3".parse().unwrap(), location).unwrap();
+    let registration = registration(domain, name, slot);
     let membership = registry.register(&registration).await.unwrap();
     registry.activate(membership.instance_id).await.unwrap();
     membership.instance_id

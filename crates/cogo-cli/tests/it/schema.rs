@@ -1,10 +1,9 @@
 //! Migrations, the doctor and the list of agents.
 
-use cogo_contracts::{Environment, Location};
-use cogo_registry_core::{Registration, Registry};
+use cogo_registry_core::Registry;
 use serde_json::Value;
 
-use crate::support::Cogo;
+use crate::support::{Cogo, registration};
 
 #[tokio::test]
 async fn migrate_says_what_it_applied_and_does_nothing_twice() {
@@ -47,7 +46,7 @@ fn verdict_of(report: &Value, name: &str) -> Option<String> {
 async fn agents_are_listed_with_state_and_place_and_the_ended_ones_on_request() {
     let database = cogo_test_support::database().await;
     let registry = Registry::new(database.pool.clone());
-    let registration = registration();
+    let registration = registration("rag", "rag-embed", 0);
     let membership = registry.register(&registration).await.unwrap();
     registry.activate(membership.instance_id).await.unwrap();
     registry.beat(&membership, 1, 3).await.unwrap();
@@ -67,16 +66,4 @@ async fn agents_are_listed_with_state_and_place_and_the_ended_ones_on_request() 
     assert_eq!(cogo.run(&["agents", "--json"]).await.expect(0).json(), Value::Array(Vec::new()));
     let ended = cogo.run(&["agents", "--ended", "5"]).await.expect(0);
     assert!(ended.stdout.contains("terminated: drained"), "{ended:?}");
-}
-
-fn registration() -> Registration {
-    let location = Location {
-        environment: Environment::Host,
-        host: "testhost".to_owned(),
-        region: None,
-        cpus: 1,
-        memory_bytes: 1,
-        pid: 42,
-    };
-    Registration::new("rag", "rag-embed", 0, "1.2.3".parse().unwrap(), location).unwrap()
 }

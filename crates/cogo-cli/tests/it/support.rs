@@ -10,7 +10,8 @@ use std::{
 };
 
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Failure};
-use cogo_contracts::Route;
+use cogo_contracts::{Environment, Location, Route};
+use cogo_registry_core::Registration;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -18,6 +19,19 @@ use tokio::{io::AsyncWriteExt, process::Command};
 pub(crate) const STAND_IN_PORT: u16 = 20_000;
 /// Nothing here takes this long unless it is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a process that no test starts joins the registry with.
+pub(crate) fn registration(domain: &str, name: &str, slot: u32) -> Registration {
+    let location = Location {
+        environment: Environment::Host,
+        host: "testhost".to_owned(),
+        region: None,
+        cpus: 1,
+        memory_bytes: 1,
+        pid: 42,
+    };
+    Registration::new(domain, name, slot, "1.2.3".parse().unwrap(), location).unwrap()
+}
 
 /// A `cogo` with a data directory of its own.
 pub(crate) struct Cogo {

@@ -56,21 +56,15 @@ async fn order_that_was_given_while_the_child_was_away_reaches_it_on_its_return(
     assert_eq!(child.next().await, ChildEvent::Connected);
     let run = child.run();
     parent.obeyed(Order::Work).await;
-    parent.intact.send(false).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Disconnected);
-    parent.until(run, "suspended").await;
+    parent.cut_off(&mut child).await;
     // that the parent has suspended it for its absence is not told to it when it is back
-    parent.intact.send(true).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.let_back(&mut child).await;
     parent.obeyed(Order::Work).await;
     assert_eq!(*child.handle.orders.borrow(), Order::Work);
 
-    parent.intact.send(false).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Disconnected);
-    parent.until(run, "suspended").await;
+    parent.cut_off(&mut child).await;
     parent.registry.drain(Target::run(run)).await.unwrap();
-    parent.intact.send(true).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.let_back(&mut child).await;
     child.told(Order::Leave).await;
     child.handle.finished.cancel();
     assert_eq!(child.ended().await.0, Ended::Drained);
@@ -84,15 +78,12 @@ async fn child_that_was_ordered_to_pause_while_it_was_away_pauses_on_its_return(
     let mut child = parent.child_with(&parent.key, |settings| settings.attempts = 1000);
     assert_eq!(child.next().await, ChildEvent::Connected);
     let run = child.run();
-    parent.intact.send(false).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Disconnected);
-    parent.until(run, "suspended").await;
+    parent.cut_off(&mut child).await;
     // `cogo suspend` leaves an order, which tells its suspension from that by the parent
     let subject = Subject::Process { domain: "design".to_owned(), process: CHILD.to_owned() };
     let order = NewOrder { subject, fleet: None, by: "test".to_owned(), reason: None, known_version: 0 };
     StandingOrders::new(parent.database.pool.clone()).give(&order).await.unwrap().unwrap();
-    parent.intact.send(true).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.let_back(&mut child).await;
     parent.obeyed(Order::Pause).await;
     parent.until(run, "suspended").await;
     child.stop.cancel();

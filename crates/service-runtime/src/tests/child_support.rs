@@ -111,6 +111,20 @@ impl Parent {
         Child { handle, stop, task }
     }
 
+    /// Breaks the connection, until the parent has missed the child.
+    pub(super) async fn cut_off(&self, child: &mut Child) {
+        let run = child.run();
+        self.intact.send(false).unwrap();
+        assert_eq!(child.next().await, ChildEvent::Disconnected);
+        self.until(run, "suspended").await;
+    }
+
+    /// Mends the connection, until the child is back.
+    pub(super) async fn let_back(&self, child: &mut Child) {
+        self.intact.send(true).unwrap();
+        assert_eq!(child.next().await, ChildEvent::Reconnected);
+    }
+
     /// State of the run in the registry, once it is this one.
     pub(super) async fn until(&self, run: uuid::Uuid, expected: &str) {
         let state = "select a.state from registry.agents a where a.instance_id = $1";

@@ -57,12 +57,9 @@ async fn child_that_was_cut_off_comes_back_as_the_same_run() {
     let mut child = parent.child_with(&parent.key, |settings| settings.attempts = 1000);
     assert_eq!(child.next().await, ChildEvent::Connected);
     let run = child.run();
-    parent.intact.send(false).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Disconnected);
-    parent.until(run, "suspended").await;
+    parent.cut_off(&mut child).await;
     assert!(parent.children.connected().is_empty());
-    parent.intact.send(true).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.let_back(&mut child).await;
     parent.until(run, "active").await;
     assert_eq!((child.run(), child.handle.seated.borrow().as_ref().unwrap().epoch), (run, 1));
 
@@ -70,8 +67,7 @@ async fn child_that_was_cut_off_comes_back_as_the_same_run() {
     parent.registry.suspend(Target::run(run)).await.unwrap();
     parent.intact.send(false).unwrap();
     assert_eq!(child.next().await, ChildEvent::Disconnected);
-    parent.intact.send(true).unwrap();
-    assert_eq!(child.next().await, ChildEvent::Reconnected);
+    parent.let_back(&mut child).await;
     assert_eq!(parent.children.connected(), [INSTANCE]);
     parent.until(run, "suspended").await;
     child.stop.cancel();

@@ -172,11 +172,8 @@ async fn opening_in_one_process_is_known_to_the_other_and_is_an_event() {
     while exchanges.join_next().await.is_some() {}
 }
 
-#[tokio::test]
-async fn slow_calls_of_one_tenant_leave_room_for_another() {
-    let bulkhead = BulkheadSettings { concurrent: 2, waiting: 1, patience: Duration::from_millis(50), per_tenant: 1 };
-    let settings = DependencySettings { bulkhead, ..DependencySettings::default() };
-    let dependency = Dependency::alone("mail", &settings).unwrap();
+/// A call of tenant `slow` that is under way until it is told to end.
+async fn slow_call(dependency: &Dependency) -> (JoinSet<()>, Arc<Notify>) {
     let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let mut calls = JoinSet::new();
     let (begin, ended, slow) = (Arc::clone(&begun), Arc::clone(&end), dependency.clone());
@@ -189,6 +186,15 @@ async fn slow_calls_of_one_tenant_leave_room_for_another() {
         slow.call("slow", None, call, |Down| true).await.unwrap();
     });
     begun.notified().await;
+    (calls, end)
+}
+
+#[tokio::test]
+async fn slow_calls_of_one_tenant_leave_room_for_another() {
+    let bulkhead = BulkheadSettings { concurrent: 2, waiting: 1, patience: Duration::from_millis(50), per_tenant: 1 };
+    let settings = DependencySettings { bulkhead, ..DependencySettings::default() };
+    let dependency = Dependency::alone("mail", &settings).unwrap();
+    let (mut calls, end) = slow_call(&dependency).await;
     let second = dependency.call("slow", None, async { Ok::<_, Down>(()) }, |Down| true).await;
     assert!(matches!(second, Err(Unanswered::Full(_))), "{second:?}");
     dependency.call("quick", None, async { Ok::<_, Down>(()) }, |Down| true).await.unwrap();
@@ -316,18 +322,7 @@ async fn full_bulkhead_costs_no_attempt() {
     let bulkhead = BulkheadSettings { concurrent: 1, waiting: 0, patience: Duration::ZERO, per_tenant: 1 };
     let settings = DependencySettings { bulkhead, ..DependencySettings::default() };
     let dependency = Dependency::alone("mail", &settings).unwrap();
-    let (begun, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let mut calls = JoinSet::new();
-    let (begin, ended, slow) = (Arc::clone(&begun), Arc::clone(&end), dependency.clone());
-    calls.spawn(async move {
-        let call = async {
-            begin.notify_one();
-            ended.notified().await;
-            Ok::<_, Down>(())
-        };
-        slow.call("slow", None, call, |Down| true).await.unwrap();
-    });
-    begun.notified().await;
+    let (mut calls, end) = slow_call(&dependency).await;
     let database = cogo_test_support::database().await;
     let pool = database.pool.clone();
     let asking = Asking(dependency.clone());
