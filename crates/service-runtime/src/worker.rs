@@ -34,7 +34,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// First wait of a worker that found nothing after it had something to do; it grows up to the poll. Wake-ups of a busy
 /// route are thinned out, and this finds what came with one that was left out.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LOOKS_GROW: u32 = 4;
 /// Below this it does not ask when the next delayed message is due.
 const SOON: Duration = Duration::from_millis(50);

@@ -30,7 +30,7 @@ const PING: Route = Route::constant("bench", "ping");
 /// Between two pings of an idle bus, as in the scripts of the peers.
 const PAUSE: Duration = Duration::from_millis(5);
 /// First and longest wait of a worker without work.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
+const FIRST_LOOK: Duration = Duration::from_millis(10);
 const POLL: Duration = Duration::from_secs(15);
 /// A ping that does not come back is a defect, not a slow one.
 const PATIENCE: Duration = Duration::from_secs(20);
