@@ -21,7 +21,7 @@ use crate::{
     leases::Leases,
     retry::{Deferral, Fault},
     schema_check,
-    settle::{Ended, Portion, Settler},
+    settle::{Ended, Order, Portion, Settler},
 };
 
 /// Characters of a result that lists show.
@@ -34,7 +34,7 @@ pub(crate) struct Attempts<H> {
     pub(crate) bus: Bus,
     /// What requests and replies are held against, where their routes have a schema.
     pub(crate) schemas: SchemaRegistry,
-    /// What is done and waits to be recorded with others.
+    /// What has ended and waits to be recorded with others.
     pub(crate) settler: Settler,
     pub(crate) hands: Hands,
     pub(crate) metrics: RouteMetrics,
@@ -91,8 +91,8 @@ impl<H: Handler> Attempts<H> {
         taken
     }
 
-    /// Works on a claimed message. A completion that sends nothing is left to be recorded with others, every other end is
-    /// recorded here.
+    /// Works on a claimed message. A failure and a completion that sends nothing are left to be recorded with others, every
+    /// other end is recorded here.
     pub(crate) async fn run(self: Arc<Self>, taken: Taken) {
         let claimed = &taken.claimed;
         let span = info_span!(
@@ -110,15 +110,17 @@ impl<H: Handler> Attempts<H> {
             let _hand = self.hands.hold();
             let (started, portion) = (Instant::now(), Arc::clone(&taken.portion));
             let (claim, end) = self.attempt(taken).await;
-            match end {
+            let order = match end {
                 End::Done(completion, effects) if effects.is_empty() && completion.is_plain() => {
-                    self.settler.add(Ended { claim, completion, portion, started });
+                    Order::Complete(completion)
                 }
+                End::Failed(failure) => Order::Fail(failure),
                 end => {
                     portion.end_one();
-                    Box::pin(self.record(&claim, end, started)).await;
+                    return Box::pin(self.record(&claim, end, started)).await;
                 }
-            }
+            };
+            self.settler.add(Ended { claim, order, portion, started });
         }
         .instrument(span)
         .await;

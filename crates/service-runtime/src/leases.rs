@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use cogo_bus_core::{Bus, Completion, Fence};
+use cogo_bus_core::{Bus, Fence};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -57,7 +57,7 @@ impl Leases {
     }
 
     /// The ends of these are about to be written. An extension that no longer finds them tells nothing then.
-    pub(crate) fn leave_to_their_ends(&self, ends: &[(Fence, Completion)]) {
+    pub(crate) fn leave_to_their_ends<E>(&self, ends: &[(Fence, E)]) {
         let mut held = self.lock();
         for (fence, _) in ends {
             if let Some(entry) = held.get_mut(&fence.id) {

@@ -9,6 +9,7 @@ mod command;
 mod dependency;
 mod entry;
 mod frame;
+mod gathered;
 mod guard;
 mod handler;
 mod hands;

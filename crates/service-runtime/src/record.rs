@@ -1,8 +1,9 @@
-//! Ends of attempts that are recorded one by one: failures, completions that send or write something, what is handed back.
+//! Ends of attempts that are recorded one by one: completions that send or write something, what is handed back, and what
+//! was refused among others.
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, Error as BusError, Failure, Settled};
+use cogo_bus_core::{Bus, Error as BusError, Failure};
 use cogo_telemetry::Outcome;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -10,6 +11,7 @@ use tracing::{debug, info, warn};
 use crate::{
     Claim, Handler,
     attempt::{Attempts, End},
+    gathered::outcome,
     passing::{in_time, is_passing, silent},
     retry::Deferral,
 };
@@ -117,10 +119,7 @@ impl<H: Handler> Attempts<H> {
                 }
                 ours.then_some(Outcome::Done)
             }
-            End::Failed(failure) => self.bus.fail(&fence, holder, failure).await?.map(|settled| match settled {
-                Settled::Again => Outcome::Retry,
-                Settled::DeadLetter => Outcome::DeadLetter,
-            }),
+            End::Failed(failure) => self.bus.fail(&fence, holder, failure).await?.map(outcome),
             End::Deferred(Deferral { wait, reason }) => {
                 (self.bus.defer(&[fence], holder, *wait, reason).await? == 1).then_some(Outcome::Released)
             }

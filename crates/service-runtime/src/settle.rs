@@ -1,8 +1,7 @@
-//! Gathers completions: whatever has come in while one batch was being written is the next batch. An idle worker
-//! waits for nothing, a busy one pays one commit for many messages.
+//! Gathers completions and failures: whatever has come in while one batch was being written is the next batch. An idle
+//! worker waits for nothing, a busy one pays one commit for many messages.
 
 use std::{
-    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cogo_bus_core::{Completion, Error, Fence};
-use cogo_telemetry::Outcome;
+use cogo_bus_core::{Completion, Error, Failure};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -19,12 +17,13 @@ use uuid::Uuid;
 
 use crate::{
     Claim, Handler,
-    attempt::{Attempts, End},
+    attempt::Attempts,
+    gathered::{Batch, Gathered, Recorded},
     passing::{in_time, is_passing, silent},
     record::{LAST_WRITE, WRITE_AGAIN},
 };
 
-/// Most completions of one statement.
+/// Most ends of one statement.
 const BATCH: usize = 1000;
 /// A claim of more is recorded without others and if possible at once, which costs the database a third of what its parts
 /// cost: see `bus.complete_many`.
@@ -32,7 +31,7 @@ const ENOUGH: usize = 64;
 /// How long the rest of a large claim is waited for, as long as that brings as many as are [`ENOUGH`].
 const GATHER: Duration = Duration::from_millis(2);
 
-/// What is done and waits to be recorded with others. Each of it is still in hand, so its lease is kept, and a worker that
+/// What has ended and waits to be recorded with others. Each of it is still in hand, so its lease is kept, and a worker that
 /// has as much of it as it has hands claims nothing: that bounds it.
 #[derive(Default)]
 pub(crate) struct Settler {
@@ -67,31 +66,37 @@ impl Portion {
     }
 }
 
-/// A message that is done, with a completion that sends nothing.
+/// How a message ended that needs no statement of its own.
+pub(crate) enum Order {
+    /// With a completion that sends nothing.
+    Complete(Completion),
+    Fail(Failure),
+}
+
+/// A message whose handler has ended.
 pub(crate) struct Ended {
     pub(crate) claim: Claim,
-    pub(crate) completion: Completion,
+    pub(crate) order: Order,
     pub(crate) portion: Arc<Portion>,
     pub(crate) started: Instant,
 }
 
 impl Ended {
-    /// Whether one statement shall complete both: of a large claim, or of small ones. There is more than one holder only
-    /// around a rejoining.
+    /// Whether one statement shall end both in one way: of a large claim, or of small ones. There is more than one holder
+    /// only around a rejoining.
     fn goes_with(&self, other: &Self) -> bool {
+        let are_alike = std::mem::discriminant(&self.order) == std::mem::discriminant(&other.order);
         let are_of_one = Arc::ptr_eq(&self.portion, &other.portion);
         let are_small = !self.portion.is_large() && !other.portion.is_large();
-        are_of_one || (are_small && self.claim.holder() == other.claim.holder())
+        are_alike && (are_of_one || (are_small && self.claim.holder() == other.claim.holder()))
     }
 }
 
-/// A completion, whose it is, and since when it was worked on.
-type Pair = ((Fence, Completion), (Claim, Instant));
-
-/// What one statement completes, and whose it is.
-struct Batch {
-    ends: Vec<(Fence, Completion)>,
-    claims: Vec<(Claim, Instant)>,
+/// What is recorded next; one of the two is empty.
+#[derive(Default)]
+struct Next {
+    completions: Batch<Completion>,
+    failures: Batch<Failure>,
 }
 
 impl Settler {
@@ -129,16 +134,19 @@ impl Settler {
         }
     }
 
-    fn next(&self) -> Option<Batch> {
+    fn next(&self) -> Option<Next> {
         let mut waiting = self.lock();
         let first = (!waiting.is_empty()).then(|| waiting.remove(0))?;
         let others: Vec<Ended> = waiting.extract_if(.., |other| first.goes_with(other)).take(BATCH - 1).collect();
         drop(waiting);
-        let (ends, claims) = std::iter::once(first)
-            .chain(others)
-            .map(|Ended { claim, completion, started, .. }| ((claim.claimed().fence(), completion), (claim, started)))
-            .unzip();
-        Some(Batch { ends, claims })
+        let mut next = Next::default();
+        for Ended { claim, order, started, .. } in std::iter::once(first).chain(others) {
+            match order {
+                Order::Complete(completion) => next.completions.push(claim, completion, started),
+                Order::Fail(failure) => next.failures.push(claim, failure, started),
+            }
+        }
+        Some(next)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Ended>> {
@@ -154,53 +162,51 @@ impl<H: Handler> Attempts<H> {
                 () = stop.cancelled() => return,
                 () = self.settler.some() => {}
             }
-            if let Some(batch) = self.settler.next() {
-                self.write_batch(batch).await;
+            if let Some(next) = self.settler.next() {
+                self.write_batch(next.completions).await;
+                self.write_batch(next.failures).await;
             }
         }
     }
 
     /// Writes a batch, again and again while the database is away. One that it refuses is halved until what it refuses
     /// stands alone, and that goes the way of single ends.
-    async fn write_batch(self: &Arc<Self>, batch: Batch) {
+    async fn write_batch<E: Gathered>(self: &Arc<Self>, batch: Batch<E>) {
         self.leases.leave_to_their_ends(&batch.ends);
         let mut batches = vec![batch];
         while let Some(batch) = batches.pop() {
-            let refused = self.complete_batch(batch).await;
-            let Some((mut batch, error)) = refused else { continue };
-            debug!(%error, size = batch.ends.len(), "batch of completions refused");
-            if batch.ends.len() > 1 {
-                let half = batch.ends.len() / 2;
-                batches.push(Batch { ends: batch.ends.split_off(half), claims: batch.claims.split_off(half) });
-                batches.push(batch);
+            let refused = self.write_whole(batch).await;
+            let Some((batch, error)) = refused else { continue };
+            debug!(%error, size = batch.len(), "batch of ends refused");
+            if batch.len() > 1 {
+                batches.extend(batch.into_halves().into_iter().rev());
                 continue;
             }
-            for ((_, completion), (claim, started)) in batch.ends.into_iter().zip(batch.claims) {
+            for ((_, end), (claim, started)) in batch.ends.into_iter().zip(batch.claims) {
                 let attempts = Arc::clone(self);
-                self.tracker
-                    .spawn(async move { attempts.record(&claim, End::Done(completion, Vec::new()), started).await });
+                self.tracker.spawn(async move { attempts.record(&claim, end.into_end(), started).await });
             }
         }
     }
 
     /// Answers what the database refuses for a reason of its own.
-    async fn complete_batch(&self, mut batch: Batch) -> Option<(Batch, Error)> {
+    async fn write_whole<E: Gathered>(&self, mut batch: Batch<E>) -> Option<(Batch<E>, Error)> {
         let mut pause = WRITE_AGAIN.0;
         loop {
             let holder = batch.claims.first().map(|(claim, _)| claim.holder())?;
             let asked = Instant::now();
             let written = tokio::select! {
-                written = in_time(self.patience, self.bus.complete_many(&batch.ends, holder)) => written,
+                written = in_time(self.patience, E::write(&self.bus, &batch.ends, holder)) => written,
                 () = self.last_chance() => Err(silent()),
             };
             match written {
                 Ok(recorded) => {
                     self.metrics.settled(asked.elapsed());
-                    self.ended(batch, &recorded);
+                    self.ended(&batch, &recorded);
                     return None;
                 }
                 Err(Error::Database(error)) if is_passing(&error) => {
-                    warn!(%error, size = batch.ends.len(), "completions not written yet");
+                    warn!(%error, size = batch.len(), "ends not written yet");
                     batch = self.still_ours_of(batch, pause).await;
                     pause = (pause * 2).min(WRITE_AGAIN.1);
                 }
@@ -210,40 +216,41 @@ impl<H: Handler> Attempts<H> {
     }
 
     /// Waits, and answers what may still be written; the rest has ended otherwise.
-    async fn still_ours_of(&self, batch: Batch, pause: Duration) -> Batch {
+    async fn still_ours_of<E: Gathered>(&self, batch: Batch<E>, pause: Duration) -> Batch<E> {
         tokio::select! {
             () = self.hard_stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
         }
         let (now, is_over) = (Instant::now(), self.hard_stop.is_cancelled());
-        let is_ours = |claim: &Claim| {
+        let (ours, others) = batch.partition(|claim| {
             let owned = self.leases.owned_until(claim.id());
             let last = owned.map(|owned| claim.deadline().map_or(owned, |deadline| deadline.min(owned)));
             !is_over && !claim.token().is_cancelled() && last.is_some_and(|last| now < last)
-        };
-        let (ours, others): (Vec<Pair>, Vec<Pair>) =
-            batch.ends.into_iter().zip(batch.claims).partition(|(_, (claim, _))| is_ours(claim));
-        if !others.is_empty() {
-            warn!(count = others.len(), "completions not written, and not ours to write any more");
-            let (ends, claims) = others.into_iter().unzip();
-            self.ended(Batch { ends, claims }, &[]);
+        });
+        if others.len() > 0 {
+            warn!(count = others.len(), "ends not written, and not ours to write any more");
+            self.ended(&others, &Recorded::nothing());
         }
-        let (ends, claims) = ours.into_iter().unzip();
-        Batch { ends, claims }
+        ours
     }
 
-    /// Notes the ends of a batch; what was not recorded had another holder by then.
-    fn ended(&self, batch: Batch, recorded: &[Uuid]) {
-        let ids: Vec<Uuid> = batch.ends.iter().map(|(fence, _)| fence.id).collect();
-        let are_all = recorded.len() == ids.len();
-        let recorded: HashSet<Uuid> = if are_all { HashSet::new() } else { recorded.iter().copied().collect() };
-        self.brake.worked();
-        for (id, (_, started)) in ids.iter().zip(&batch.claims) {
-            let outcome = if are_all || recorded.contains(id) { Outcome::Done } else { Outcome::LeaseLost };
-            debug!(outcome = outcome.as_str(), "message {id} handled");
+    /// Notes the ends of a batch.
+    fn ended<E: Gathered>(&self, batch: &Batch<E>, recorded: &Recorded) {
+        if E::IS_SUCCESS {
+            self.brake.worked();
+        }
+        for ((fence, end), (claim, started)) in batch.ends.iter().zip(&batch.claims) {
+            let (id, outcome) = (fence.id, recorded.of(fence.id));
+            match end.reason() {
+                None => debug!(outcome = outcome.as_str(), "message {id} handled"),
+                Some(error) => {
+                    let task = claim.claimed().root_id;
+                    warn!(task.id = %task, tenant = claim.claimed().tenant, outcome = outcome.as_str(), error, "message {id} failed");
+                }
+            }
             self.metrics.processed(outcome, started.elapsed());
         }
-        self.forget(&ids);
+        self.forget(&batch.ends.iter().map(|(fence, _)| fence.id).collect::<Vec<Uuid>>());
     }
 
     /// What has ended is no longer in hand.

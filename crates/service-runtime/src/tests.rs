@@ -11,6 +11,7 @@ mod children;
 mod completions;
 mod dependencies;
 mod ends;
+mod failures;
 mod following;
 mod health;
 mod http;
@@ -56,7 +57,7 @@ use crate::{
 };
 
 const ROUTE: Route = Route::constant("test", "work");
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
 struct Order {
@@ -195,6 +196,7 @@ impl Running {
                 Ok(enqueued) => return enqueued.id,
                 Err(error) => assert!(error.is_transient() && started.elapsed() < PATIENCE, "{error:?}"),
             }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -240,7 +242,9 @@ fn join(bus: &Bus) -> (Heartbeat, Member) {
     let registry = Registry::new(bus.pool().clone());
     let version = semver::Version::new(0, 1, 0);
     let registration = Registration::new("test", "test-work", 0, version, detect_location(|_| None)).unwrap();
-    Heartbeat::new(&registry, registration, HeartbeatSettings::default())
+    // a machine that stands still while it says goodbye is no reason to leave without
+    let settings = HeartbeatSettings { farewell: PATIENCE, ..HeartbeatSettings::default() };
+    Heartbeat::new(&registry, registration, settings)
 }
 
 fn pace() -> Pace {

@@ -48,7 +48,8 @@ impl Parent {
         let (_, key) = registry.issue_key(CHILD, "test").await.unwrap();
         let version = semver::Version::new(0, 1, 0);
         let registration = Registration::new("design", "design-hub", 0, version, detect_location(|_| None)).unwrap();
-        let often = HeartbeatSettings { interval: Duration::from_millis(50), ..HeartbeatSettings::default() };
+        let interval = Duration::from_millis(50);
+        let often = HeartbeatSettings { interval, farewell: PATIENCE, ..HeartbeatSettings::default() };
         let (heartbeat, member) = Heartbeat::new(&registry, registration, often);
         let (stop, leave, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let beating = tracker.spawn(heartbeat.run(leave.clone()));

@@ -64,7 +64,7 @@ async fn soft_stop_waits_for_completions_that_are_being_gathered() {
         (0..256).map(|_| NewMessage::new(ROUTE, Some(tenant.clone()), json!({"what": "answer"}))).collect();
     let ids: Vec<Uuid> = running.bus.enqueue_many(&messages).await.unwrap().iter().map(|sent| sent.id).collect();
     while running.handler.calls.load(Ordering::SeqCst) < 256 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     running.stop.soft().cancel();
     let Running { working, bus, leave, mut tasks, database, .. } = running;

@@ -98,7 +98,8 @@ async fn message_whose_dependency_fails_waits_without_a_call() {
     let spared = step_with_error(send(None).await).await;
     assert!(spared.error.unwrap().contains("Circuit is open"));
     let wait = spared.retry_at.expect("it is tried again") - spared.claimed_at.unwrap();
-    assert!((300..=361).contains(&wait.num_seconds()), "as long as anything waits: {wait}");
+    // with the time from the claim to the end of the attempt, on a busy machine
+    assert!((300..=420).contains(&wait.num_seconds()), "as long as anything waits: {wait}");
     assert_eq!(handler.calls.load(Ordering::SeqCst), 2, "an open circuit lets no call through");
     let budgets = handler.budgets.lock().unwrap().clone();
     assert!(budgets[0].is_some_and(|left| left <= Duration::from_secs(58)), "{budgets:?}");
@@ -214,9 +215,15 @@ async fn call_that_hangs_is_given_up_with_the_time_of_its_caller() {
     let given_up = dependency.call("acme", Some(&hasty), hang(), |Down| true).await;
     assert!(matches!(given_up, Err(Unanswered::TookTooLong { .. } | Unanswered::NoTime)), "{given_up:?}");
     assert_eq!(dependency.phase(), Phase::Closed, "a caller without time says nothing about it");
-    let patient = Budget::new(Clock::system(), Duration::from_millis(40));
-    let given_up = dependency.call("acme", Some(&patient), hang(), |Down| true).await;
-    assert!(matches!(given_up, Err(Unanswered::TookTooLong { .. })), "{given_up:?}");
+    // on a machine that stands still its time may be over before the call begins, and then it says nothing about it either
+    let blamed = async {
+        while dependency.phase() == Phase::Closed {
+            let patient = Budget::new(Clock::system(), Duration::from_millis(40));
+            let given_up = dependency.call("acme", Some(&patient), hang(), |Down| true).await;
+            assert!(matches!(given_up, Err(Unanswered::TookTooLong { .. } | Unanswered::NoTime)), "{given_up:?}");
+        }
+    };
+    tokio::time::timeout(PATIENCE, blamed).await.expect("a caller that waited long enough blames it");
     assert_eq!(dependency.phase(), Phase::Open);
     let over = Budget::new(Clock::system(), Duration::ZERO);
     dependency.breaker().reset("test");

@@ -32,7 +32,13 @@ async fn parts_of_an_attempt_that_fails_stand_too() {
 async fn stream_of_a_hanging_handler_ends_with_the_worker() {
     let running = Running::start(true, pace()).await;
     let id = running.send("stream and hang").await;
-    tokio::time::timeout(PATIENCE, async { while parts(&running.bus, id).await.is_empty() {} }).await.unwrap();
+    tokio::time::timeout(PATIENCE, async {
+        while parts(&running.bus, id).await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
     running.bus.cancel(id).await.unwrap();
     let good = running.send("answer").await;
     assert_eq!(running.ended(good).await.status, TaskStatus::Done);
