@@ -38,6 +38,8 @@ pub(crate) struct Steering {
     home: Home,
     /// How many instances each process shall have.
     wanted: Arc<Mutex<HashMap<String, u32>>>,
+    /// What operators asked for that the autoscaler has not made its own.
+    asked: Arc<Mutex<HashMap<String, u32>>>,
     pub(crate) orders: Orders,
     /// One change at a time, so that each starts from what the last one left.
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -61,6 +63,7 @@ impl Steering {
             record,
             home,
             wanted: Arc::new(Mutex::new(wanted)),
+            asked: Arc::default(),
             orders,
             turn: Arc::default(),
         }
@@ -142,8 +145,30 @@ impl Steering {
         Ok(())
     }
 
-    /// Gives a process so many instances; slots are low numbers, the highest go first.
+    /// Gives a process so many instances, as an operator asks; slots are low numbers, the highest go first.
     pub(crate) async fn scale(&self, name: &str, instances: u32) -> Result<Changed, Failure> {
+        self.resize(name, instances, true).await
+    }
+
+    /// The same as the autoscaler decided, unless an operator asked for another number since.
+    pub(crate) async fn adjust(&self, process: &str, instances: u32) -> Result<Changed, Failure> {
+        self.resize(process, instances, false).await
+    }
+
+    /// What an operator asked for and [`Steering::adopt`] was not told of yet.
+    pub(crate) fn asked(&self, process: &str) -> Option<u32> {
+        self.lock_asked().get(process).copied()
+    }
+
+    /// What an operator asked for is what the autoscaler goes on from.
+    pub(crate) fn adopt(&self, process: &str, instances: u32) {
+        let mut asked = self.lock_asked();
+        if asked.get(process) == Some(&instances) {
+            asked.remove(process);
+        }
+    }
+
+    async fn resize(&self, name: &str, instances: u32, by_operator: bool) -> Result<Changed, Failure> {
         let target = Target::of(&self.list, name)?;
         let Target::Process { process, path } = &target else {
             return Err(Failure::conflict(format!("{name} is not a process"))
@@ -162,6 +187,11 @@ impl Steering {
             return Err(
                 Failure::conflict(format!("{process} is down")).hint(format!("`cogo restart {process}` starts it"))
             );
+        }
+        if by_operator {
+            self.lock_asked().insert(process.clone(), instances);
+        } else if let Some(asked) = self.asked(process).filter(|&asked| asked != instances) {
+            return Err(Failure::conflict(format!("An operator asked for {asked} instances of {process} meanwhile")));
         }
         info!(event = "scale", agent = path, instances, "scaled");
         self.lock_wanted().insert(process.clone(), instances);
@@ -376,6 +406,10 @@ impl Steering {
             state.orders = self.orders.standing();
             state.processes.iter_mut().for_each(|process| self.orders.mark(process));
         });
+    }
+
+    fn lock_asked(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_wanted(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {

@@ -170,10 +170,15 @@ impl<F: Scales> Loop<F> {
         let scaled = &mut self.pools[place];
         let (Some(epoch), Some(count)) = (scaled.epoch, self.fleet.count(&scaled.pool.process)) else { return };
         let Settings { min, max, .. } = *scaled.scaler.settings();
-        let is_steered = !scaled.is_acting && scaled.applied == Some(scaled.desired) && count != scaled.desired;
-        let (to, row, is_news) = if is_steered && (min..=max).contains(&count) {
-            let sentence = format!("From {} to {count}: an operator asked for it", scaled.desired);
-            (count, json!({"wanted": count, "sentence": sentence}), true)
+        // what an operator asks for is where the pool goes on from; an act that is under way refuses itself before
+        let asked = self.fleet.asked(&scaled.pool.process).filter(|_| !scaled.is_acting);
+        if asked == Some(scaled.desired) {
+            self.fleet.adopt(&scaled.pool.process, scaled.desired);
+        }
+        let asked = asked.filter(|&asked| asked != scaled.desired && (min..=max).contains(&asked));
+        let (to, row, is_news) = if let Some(asked) = asked {
+            let sentence = format!("From {} to {asked}: an operator asked for it", scaled.desired);
+            (asked, json!({"wanted": asked, "sentence": sentence}), true)
         } else {
             let decision = scaled.scaler.decide(scaled.sample(at, figures, count));
             let is_news = decision.is_change() || is_newly_at_most(&decision, scaled.at_most);
@@ -187,7 +192,8 @@ impl<F: Scales> Loop<F> {
             Ok(Decided::Recorded { decision_id }) => {
                 let sentence = row["sentence"].as_str().unwrap_or_default();
                 info!(event = "scaling_decision", process = scaled.pool.process, to, decision_id, "{sentence}");
-                if is_steered {
+                if asked.is_some() {
+                    self.fleet.adopt(&scaled.pool.process, to);
                     scaled.applied = Some(to);
                 }
                 scaled.desired = to;

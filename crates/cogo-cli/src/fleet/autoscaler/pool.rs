@@ -79,11 +79,17 @@ pub(crate) trait Scales: Clone + Send + Sync + 'static {
 
     /// How many instances a process is to have at this moment, whoever said so; none while it is drained as a whole.
     fn count(&self, process: &str) -> Option<u32>;
+
+    /// What an operator asked for that was not adopted yet.
+    fn asked(&self, process: &str) -> Option<u32>;
+
+    /// From now on this number is the autoscaler's own.
+    fn adopt(&self, process: &str, count: u32);
 }
 
 impl Scales for Steering {
     async fn set_desired(&self, process: &str, count: u32) -> Result<(), Failure> {
-        self.scale(process, count).await.map(drop)
+        self.adjust(process, count).await.map(drop)
     }
 
     fn count(&self, process: &str) -> Option<u32> {
@@ -94,6 +100,14 @@ impl Scales for Steering {
         let is_instance = |path: &str| path.strip_prefix(&launcher.path).is_some_and(|rest| rest.starts_with('/'));
         let instances = self.record.state().processes.iter().filter(|instance| is_instance(&instance.path)).count();
         Some(u32::try_from(instances).unwrap_or(u32::MAX))
+    }
+
+    fn asked(&self, process: &str) -> Option<u32> {
+        Self::asked(self, process)
+    }
+
+    fn adopt(&self, process: &str, count: u32) {
+        Self::adopt(self, process, count);
     }
 }
 

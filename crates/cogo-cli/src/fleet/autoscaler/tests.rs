@@ -21,16 +21,22 @@ const DRAINED: u32 = u32::MAX;
 #[derive(Clone)]
 struct Counting {
     counts: Arc<Mutex<HashMap<String, u32>>>,
+    asked: Arc<Mutex<Option<u32>>>,
     told: watch::Sender<Vec<u32>>,
 }
 
 impl Counting {
     fn new() -> Self {
-        Self { counts: Arc::default(), told: watch::channel(Vec::new()).0 }
+        Self { counts: Arc::default(), asked: Arc::default(), told: watch::channel(Vec::new()).0 }
     }
 
     fn steer(&self, count: u32) {
         self.counts.lock().expect("nobody panics with it").insert("rag-embed".to_owned(), count);
+    }
+
+    fn ask(&self, count: u32) {
+        *self.asked.lock().expect("nobody panics with it") = Some(count);
+        self.steer(count);
     }
 
     /// Waits until the autoscaler asked for this.
@@ -50,6 +56,15 @@ impl Scales for Counting {
     fn count(&self, process: &str) -> Option<u32> {
         let count = self.counts.lock().expect("nobody panics with it").get(process).copied().unwrap_or(1);
         (count != DRAINED).then_some(count)
+    }
+
+    fn asked(&self, _process: &str) -> Option<u32> {
+        *self.asked.lock().expect("nobody panics with it")
+    }
+
+    fn adopt(&self, _process: &str, count: u32) {
+        let mut asked = self.asked.lock().expect("nobody panics with it");
+        assert_eq!(asked.take(), Some(count));
     }
 }
 
@@ -159,7 +174,7 @@ async fn what_an_operator_did_is_adopted_and_written_down() {
     let fleet = Counting::new();
     let running = start(&database, &fleet, FAST);
     fleet.asked_for(&[1]).await;
-    fleet.steer(3);
+    fleet.ask(3);
     let pools = Pools::new(database.pool.clone());
     let adopted = async {
         loop {
@@ -167,7 +182,7 @@ async fn what_an_operator_did_is_adopted_and_written_down() {
             if let Some(decision) = decisions.into_iter().next() {
                 return decision;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     let adopted = adopted.await;
@@ -175,6 +190,29 @@ async fn what_an_operator_did_is_adopted_and_written_down() {
     assert_eq!((adopted.from_count, adopted.to_count), (1, 3));
     assert!(adopted.sentence.contains("operator"), "{}", adopted.sentence);
     assert_eq!(*fleet.told.borrow(), [1], "what is there already is not asked for");
+}
+
+#[tokio::test]
+async fn what_an_operator_asks_for_before_anybody_decides_is_not_set_back() {
+    let database = database().await;
+    let fleet = Counting::new();
+    fleet.ask(3);
+    let running = start(&database, &fleet, FAST);
+    let pools = Pools::new(database.pool.clone());
+    let adopted = async {
+        loop {
+            let decisions = pools.decisions("rag-embed", 1).await.expect("the table is there");
+            if let Some(decision) = decisions.into_iter().next() {
+                return decision;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let adopted = adopted.await;
+    running.end().await;
+    assert_eq!((adopted.from_count, adopted.to_count), (1, 3));
+    assert!(adopted.sentence.contains("operator"), "{}", adopted.sentence);
+    assert!(fleet.told.borrow().is_empty(), "what is there already is not asked for");
 }
 
 #[tokio::test]
@@ -215,7 +253,7 @@ async fn a_drained_pool_is_left_alone_until_it_is_back() {
     let pools = Pools::new(database.pool.clone());
     // it is owned, and then looked at many times
     while pools.list().await.expect("the table is there").iter().all(|pool| pool.owner.is_none()) {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     for _ in 0..20 {
         assert_eq!(pools.decisions("rag-embed", 1).await.expect("the table is there"), []);
