@@ -33,7 +33,7 @@ pub(crate) async fn broadcast(bus: &Bus, hints: &WakeUps, tenant: &Tenant) -> Re
     let reader = Subscription::new("kg-builder", "models.changed");
     bus.subscribe(&reader, StartAt::Latest).await?;
     bus.publish(&NewBroadcast::new("models.changed", tenant.clone(), json!({"model": "small"}))).await?;
-    let batch = bus.next_broadcasts(&reader, 100, hints, Duration::from_secs(5)).await?; // waits for the first
+    let batch = bus.next_broadcasts(&reader, 100, hints, Duration::from_secs(30)).await?; // waits for the first
     // work first: what is not acknowledged is read again
     bus.acknowledge_broadcasts(&reader, &batch.from, &batch.through).await?;
     Ok(batch.broadcasts.into_iter().map(|broadcast| broadcast.payload).collect())

@@ -6,9 +6,11 @@
 
 mod database;
 mod detached;
+mod ports;
 mod private;
 mod run;
 mod template;
 
 pub use database::{TestDatabase, database, empty_database};
+pub use ports::{FREE_PORTS, free_port};
 pub use private::{PrivateCluster, private_cluster};

@@ -1,6 +1,6 @@
 //! A cluster for one test that kills Postgres.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::Context;
 use cogo_pg_local::{Cluster, Healed, Settings, StopMode};
@@ -44,7 +44,7 @@ impl PrivateCluster {
         let status = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status();
         assert!(status.is_ok_and(|status| status.success()), "kill -9 {pid} did not work");
         while self.cluster.postmaster_pid() == Some(pid) {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

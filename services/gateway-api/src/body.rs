@@ -155,7 +155,7 @@ mod tests {
         let problem = read(&headers, Body::from(flawed), ARRIVES_WITHIN).await.unwrap_err().0;
         assert!(problem.detail.contains("/nnn") && problem.detail.len() < 400, "{}", problem.detail);
         // a copy of the name for each value would be a hundred gigabytes
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use cogo_bus_check::{KeeperSettings, Role, Start};
 use cogo_bus_core::Completion;
 use futures_util::future::join_all;
 
-use crate::support::{LEASE, SHORT_LEASE, Stage, claim, plain};
+use crate::support::{SHORT_LEASE, Stage, claim, plain};
 
 const HERD: usize = 24;
 
@@ -74,7 +74,7 @@ async fn retention_during_load_removes_finished_tasks_only() {
     let bus = stage.local("last");
     stage.scene.stop().await.unwrap();
     bus.enqueue_many(&plain(3)).await.unwrap();
-    for message in claim(&bus, "last", 3, LEASE).await {
+    for message in claim(&bus, "last", 3, Duration::from_secs(60)).await {
         bus.complete(&message.fence(), "last", &Completion::default()).await.unwrap();
     }
     let report = stage.holds().await;

@@ -39,7 +39,7 @@ async fn somebody_waits(pool: &PgPool) {
             if waits {
                 return;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), looks).await.expect("nobody waits");
@@ -50,7 +50,7 @@ async fn extensions_of_one_claim_at_once_are_both_kept() {
     let mut stage = Stage::new().await;
     let bus = stage.local("w");
     bus.enqueue_many(&plain(2)).await.unwrap();
-    let lease = Duration::from_secs(6);
+    let lease = Duration::from_secs(12);
     let claimed = claim(&bus, "w", 2, lease).await;
     let leased = tokio::time::Instant::now();
     let fences: Vec<Fence> = claimed.iter().map(cogo_bus_core::Claimed::fence).collect();
@@ -112,7 +112,7 @@ async fn so_many_wait(pool: &PgPool, count: i64) {
         let waiting = "select count(*) from pg_stat_activity a
                         where a.datname = current_database() and a.wait_event_type = 'Lock'";
         while sqlx::query_scalar::<_, i64>(waiting).fetch_one(pool).await.unwrap() < count {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), looks).await.expect("nobody waits");
@@ -125,7 +125,7 @@ async fn extension_that_comes_through_amid_a_reclaim_of_its_claim_costs_no_messa
     let mut stage = Stage::new().await;
     let bus = stage.local("w");
     bus.enqueue_many(&plain(CLAIM.into())).await.unwrap();
-    let lease = Duration::from_secs(5);
+    let lease = Duration::from_secs(12);
     let claimed = claim(&bus, "w", CLAIM, lease).await;
     let leased = tokio::time::Instant::now();
     let last = claimed.iter().map(cogo_bus_core::Claimed::fence).max_by_key(|fence| fence.id).unwrap();
@@ -325,7 +325,7 @@ async fn large_claims_are_fenced_like_small_ones() {
     let mut stage = Stage::new().await;
     let bus = stage.local("large");
     bus.enqueue_many(&plain(300)).await.unwrap();
-    let claimed = claim(&bus, "w", 200, Duration::from_secs(8)).await;
+    let claimed = claim(&bus, "w", 200, Duration::from_secs(15)).await;
     assert_eq!(claimed.len(), 200);
     let fences: Vec<Fence> = claimed.iter().map(cogo_bus_core::Claimed::fence).collect();
     let ends = |fences: &[Fence]| fences.iter().map(|fence| (fence.clone(), Completion::default())).collect::<Vec<_>>();

@@ -118,8 +118,17 @@ pub(crate) fn batch_worker(batch: u16) -> Role {
     worker_that(batch, Handling::Batch { work_ms: 20 })
 }
 
+/// The same with a lease of its own.
+pub(crate) fn batch_worker_for(batch: u16, lease: Duration) -> Role {
+    worker_with(batch, Handling::Batch { work_ms: 20 }, lease)
+}
+
 fn worker_that(batch: u16, handling: Handling) -> Role {
-    let lease_ms = u64::try_from(LEASE.as_millis()).unwrap();
+    worker_with(batch, handling, LEASE)
+}
+
+fn worker_with(batch: u16, handling: Handling, lease: Duration) -> Role {
+    let lease_ms = u64::try_from(lease.as_millis()).unwrap();
     Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 50, listens: true, handling })
 }
 

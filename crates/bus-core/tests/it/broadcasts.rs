@@ -9,7 +9,7 @@ use sqlx::postgres::PgPoolOptions;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{PATIENCE, bus};
+use crate::support::{PATIENCE, PAUSE, bus};
 
 /// Other tests of the cluster hold transactions open for moments, which delays what may be read.
 const POLL: Duration = Duration::from_millis(20);
@@ -315,7 +315,7 @@ async fn waiting_reader_is_woken_without_a_poll() {
                         where pid = $1 and state = 'idle' and query like '%broadcasts_held_back%')";
     let looking = async {
         while !sqlx::query_scalar::<_, bool>(has_looked).bind(session).fetch_one(bus.pool()).await.unwrap() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
     timeout(PATIENCE, looking).await.expect("the reader looks");

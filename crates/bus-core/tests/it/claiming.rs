@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use cogo_bus_core::{Bus, ClaimRequest, Error};
 use serde_json::json;
 
-use crate::support::{LEASE, ROUTE, bus, claim, claim_one, delays_to_pass, message, numbered};
+use crate::support::{LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, delays_to_pass, message, numbered};
 
 #[tokio::test]
 async fn two_workers_never_hold_one_message() {
@@ -110,11 +110,11 @@ async fn group_keeps_its_order_when_senders_commit_out_of_order() {
         async move { bus.enqueue(&message).await.unwrap() }
     });
     // the second sender waits for the first one's commit, so nothing of the group can be claimed before it
-    tokio::time::timeout(std::time::Duration::from_secs(20), async {
+    tokio::time::timeout(PATIENCE, async {
         let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted
                        and database = (select oid from pg_database where datname = current_database()))";
         while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     })
     .await

@@ -70,13 +70,15 @@ async fn deferrals_of_a_message_grow_longer_and_have_an_end() {
     for _ in 0..3 {
         let claimed = claim_one(&bus, "w").await;
         bus.defer(&[claimed.fence()], "w", Duration::ZERO, "circuit is open").await.unwrap();
-        waits.push(waits_ms(&bus, id).await.round());
+        waits.push(waits_ms(&bus, id).await);
         delays_to_pass(&bus).await;
     }
-    assert_eq!(waits, [0.0, 1_000.0, 2_000.0]);
+    // both ends are read off the clock one after the other, between which a busy machine may stand still
+    let seconds = waits.iter().map(|wait| (wait / 1_000.0).round());
+    assert!(seconds.eq([0.0, 1.0, 2.0]), "{waits:?}");
     let claimed = claim_one(&bus, "w").await;
     bus.defer(&[claimed.fence()], "w", Duration::MAX, "circuit is open").await.unwrap();
-    assert!((waits_ms(&bus, id).await - 3_600_000.0).abs() < 1.0);
+    assert!((waits_ms(&bus, id).await - 3_600_000.0).abs() < 10_000.0);
     delays_to_pass(&bus).await;
     let claimed = claim_one(&bus, "w").await;
     sqlx::query("update public.agent_messages set attempts = 1000, released = 1000").execute(bus.pool()).await.unwrap();

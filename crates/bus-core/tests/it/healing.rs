@@ -5,15 +5,13 @@ use std::time::Duration;
 use cogo_bus_core::Completion;
 use serde_json::json;
 
-use crate::support::{
-    SHORT_LEASE, bus, claim, claim_for, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses,
-};
+use crate::support::{bus, claim, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses};
 
 #[tokio::test]
 async fn expired_claim_is_requeued_and_recorded() {
     let (bus, _database) = bus().await;
     let id = bus.enqueue(&message(json!({}))).await.unwrap().id;
-    claim_for(&bus, "w", 1, SHORT_LEASE).await;
+    claim(&bus, "w", 1).await;
     assert_eq!(bus.reclaim(10).await.unwrap(), 0, "the lease is not over yet");
     leases_to_pass(&bus).await;
     assert_eq!(bus.reclaim(10).await.unwrap(), 1);

@@ -7,8 +7,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::support::{
-    LEASE, PATIENCE, bus, claim, claim_for, claim_one, delays_to_pass, leases_to_pass, message, misplaced, numbered,
-    until_somebody_waits_for_a_lock,
+    LEASE, PATIENCE, PAUSE, bus, claim, claim_for, claim_one, delays_to_pass, leases_to_pass, message, misplaced,
+    numbered, until_somebody_waits_for_a_lock,
 };
 
 fn waiting_for(awaits: &[Uuid]) -> NewMessage {
@@ -138,7 +138,7 @@ async fn one_that_waits_can_be_cancelled_and_outlive_its_time() {
     let late = bus.enqueue(&late).await.unwrap().id;
     assert_eq!(bus.cancel(cancelled).await.unwrap(), 1);
     while bus.expire(10).await.unwrap() == 0 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(PAUSE).await;
     }
     complete(&bus, &held).await;
     assert!(claim(&bus, "w", 5).await.is_empty());
@@ -193,7 +193,7 @@ async fn both_reasons_that_end_at_the_same_moment_leave_nothing_behind() {
         });
         tokio::select! {
             () = until_somebody_waits_for_a_lock(&bus, "bus.complete(") => {}
-            () = async { while !second.is_finished() { tokio::task::yield_now().await } } => {}
+            () = async { while !second.is_finished() { tokio::time::sleep(PAUSE).await } } => {}
         }
         ending.commit().await.unwrap();
         assert!(second.await.unwrap());

@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{LEASE, SHORT_LEASE, bus, claim_for, claim_one, message};
+use crate::support::{LEASE, PAUSE, SHORT_LEASE, bus, claim_for, claim_one, message};
 
 /// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const START: PartialPlace = PartialPlace { attempt: 0, seq: 0 };
 
 fn texts(contents: &[Value]) -> Vec<String> {
@@ -28,6 +28,16 @@ async fn emit(bus: &Bus, claimed: &Claimed, first_seq: i32, contents: &[Value]) 
 async fn read(bus: &Bus, claimed: &Claimed, after: PartialPlace) -> Vec<(i16, i32, Value)> {
     let parts = bus.partials_after(claimed.id, after, 1_000).await.unwrap();
     parts.into_iter().map(|Partial { attempt, seq, content, .. }| (attempt, seq, content)).collect()
+}
+
+/// Waits until there are as many parts.
+async fn until_stored(bus: &Bus, claimed: &Claimed, count: usize) {
+    let stored = async {
+        while read(bus, claimed, START).await.len() < count {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    timeout(PATIENCE, stored).await.expect("they are stored");
 }
 
 async fn claimed(bus: &Bus) -> Claimed {
@@ -92,10 +102,13 @@ async fn new_attempt_starts_anew_and_shows_it() {
 async fn emitting_renews_the_lease() {
     let (bus, _database) = bus().await;
     let claimed = claimed(&bus).await;
-    bus.extend(&[claimed.fence()], "w", Duration::from_secs(1)).await.unwrap();
-    bus.emit(&claimed.fence(), "w", 1, &texts(&[json!(1)]), Duration::from_secs(3_600)).await.unwrap();
-    // past the short lease by the database's clock, if that still counted
-    sqlx::query("select pg_sleep(1.1)").execute(bus.pool()).await.unwrap();
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(bus.emit(&claimed.fence(), "w", 1, &texts(&[json!(1)]), hour).await.unwrap(), Some(1));
+    // as if the time of the first lease had passed, and more
+    sqlx::query("update bus.claims set lease_until = lease_until - interval '10 minutes'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
     assert_eq!(bus.reclaim(10).await.unwrap(), 0);
     assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
 }
@@ -169,7 +182,7 @@ async fn single_part_does_not_wait_for_others() {
     let claimed = claimed(&bus).await;
     let stream = stream(&bus, &claimed, PartialPace::default());
     stream.writer.write(&json!("lonely")).await.unwrap();
-    timeout(PATIENCE, async { while read(&bus, &claimed, START).await.is_empty() {} }).await.unwrap();
+    until_stored(&bus, &claimed, 1).await;
 }
 
 #[tokio::test]
@@ -218,7 +231,7 @@ async fn bytes_and_flushes_do_not_wait_for_the_clock() {
     timeout(PATIENCE, stream.writer.flush()).await.unwrap().unwrap();
     assert_eq!(read(&bus, &claimed, START).await.len(), 1);
     stream.writer.write(&json!("x".repeat(10_000))).await.unwrap();
-    timeout(PATIENCE, async { while read(&bus, &claimed, START).await.len() < 2 {} }).await.unwrap();
+    until_stored(&bus, &claimed, 2).await;
     let too_large = stream.writer.write(&json!("x".repeat(300_000))).await;
     assert!(matches!(too_large, Err(PartialError::Refused(_))), "{too_large:?}");
     // dropping the last writer stores what is left

@@ -106,7 +106,7 @@ async fn reply_after_the_deadline_is_recorded_and_not_delivered() {
     let (bus, _database) = bus().await;
     let asked = message(json!({}));
     let deaf = WakeUps::default();
-    let (reply, claimed) = tokio::join!(bus.request(&asked, Duration::from_secs(3), &deaf), claim_next(&bus));
+    let (reply, claimed) = tokio::join!(bus.request(&asked, Duration::from_secs(8), &deaf), claim_next(&bus));
     let Err(RequestError::TimedOut { id }) = reply else { panic!("{reply:?}") };
     assert_eq!(id, claimed.id);
     let completion = Completion { result: Some(json!("too late")), ..Completion::default() };
@@ -171,7 +171,8 @@ async fn request_for_a_message_ends_with_its_time() {
     let (bus, _database) = bus().await;
     let deaf = WakeUps::default();
     let mut outer = message(json!({}));
-    outer.ttl_ms = Some(3_000);
+    // time enough to ask on a busy machine
+    outer.ttl_ms = Some(8_000);
     bus.enqueue(&outer).await.unwrap();
     let caller = claim_one(&bus, "w").await;
     let inner = NewMessage::new(ROUTE, None, json!({"inner": true}));
@@ -211,4 +212,30 @@ async fn any_language_asks_by_sql_alone() {
             .unwrap_err();
         assert!(matches!(refused.into(), Error::Refused { .. }), "{arguments}");
     }
+}
+
+#[tokio::test]
+async fn asker_hears_of_the_end_and_not_of_the_claim() {
+    let (bus, _database) = bus().await;
+    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
+    let mut hints = wakeups.subscribe();
+    let listening = TaskTracker::new().spawn(wakeups.clone().run(bus.pool().clone(), stop.clone()));
+    assert_eq!(timeout(PATIENCE, hints.recv()).await.unwrap().unwrap(), Wake::CatchUp);
+    let asked = message(json!({}));
+    let (reply, answered) = tokio::join!(bus.request(&asked, PATIENCE, &wakeups), answer(&bus, json!({})));
+    assert!(answered);
+    let id = reply.unwrap().id;
+    // who watches a task as well hears of every step of it
+    let watched = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    bus.watch(watched, "observer", PATIENCE).await.unwrap();
+    claim_next(&bus).await;
+    let mut told = Vec::new();
+    while told.last() != Some(&watched) {
+        if let Wake::Task(task) = timeout(PATIENCE, hints.recv()).await.expect("a hint").unwrap() {
+            told.push(task);
+        }
+    }
+    assert_eq!(told, [id, watched]);
+    stop.cancel();
+    listening.await.unwrap();
 }

@@ -8,12 +8,15 @@ use cogo_test_support::TestDatabase;
 use serde_json::{Value, json};
 
 pub(crate) const ROUTE: Route = Route::constant("test", "work");
-pub(crate) const LEASE: Duration = Duration::from_secs(30);
+/// Longer than a test takes on a busy machine, and less than the minute by which tests extend it.
+pub(crate) const LEASE: Duration = Duration::from_secs(50);
 /// Shortest lease that the database grants.
 pub(crate) const SHORT_LEASE: Duration = Duration::from_millis(100);
 
-/// Nothing here takes this long unless it is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Nothing here takes this long unless it is broken, however busy the machine is.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at the database.
+pub(crate) const PAUSE: Duration = Duration::from_millis(10);
 
 pub(crate) async fn bus() -> (Bus, TestDatabase) {
     let database = cogo_test_support::database().await;
@@ -71,7 +74,7 @@ pub(crate) async fn until_somebody_waits_for_a_lock(bus: &Bus, words: &str) {
                    and wait_event_type = 'Lock' and position($1 in query) > 0)";
     tokio::time::timeout(PATIENCE, async {
         while !sqlx::query_scalar::<_, bool>(waits).bind(words).fetch_one(bus.pool()).await.unwrap() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     })
     .await

@@ -5,7 +5,7 @@ use cogo_contracts::{MessageStatus, NewMessage, TaskStatus};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{ROUTE, bus, claim_one, message};
+use crate::support::{ROUTE, bus, claim_one, message, until_somebody_waits_for_a_lock};
 
 #[tokio::test]
 async fn task_goes_from_queued_to_the_result_of_its_last_leaf() {
@@ -71,15 +71,7 @@ async fn cancelling_catches_the_children_of_a_completion_that_was_under_way() {
         async move { bus.cancel(root).await.unwrap() }
     });
     // the cancel waits for the row that the completion holds
-    let waits = "select exists (select from pg_stat_activity where datname = current_database()
-                   and wait_event_type = 'Lock' and query like '%bus.cancel%')";
-    tokio::time::timeout(std::time::Duration::from_secs(20), async {
-        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
+    until_somebody_waits_for_a_lock(&bus, "bus.cancel").await;
     transaction.commit().await.unwrap();
     assert_eq!(cancelling.await.unwrap(), 1);
     assert_eq!(bus.task(root).await.unwrap().unwrap().status, TaskStatus::Cancelled);

@@ -1,16 +1,12 @@
 //! The subscription: hints arrive, a broken one is reopened with a catch-up.
 
-use std::time::Duration;
-
 use cogo_bus_core::{Bus, Wake, WakeUps};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
 use tokio::{sync::broadcast::Receiver, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{bus, claim, claim_one, message};
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{PATIENCE, bus, claim, claim_one, message, until_somebody_waits_for_a_lock};
 
 async fn next(hints: &mut Receiver<Wake>) -> Wake {
     timeout(PATIENCE, hints.recv()).await.expect("no hint came").unwrap()
@@ -121,15 +117,7 @@ async fn completion_that_is_under_way_cannot_slip_past_a_new_watcher() {
             bus.task(root).await.unwrap().unwrap().status
         }
     });
-    let waits = "select exists (select from pg_stat_activity where datname = current_database()
-                   and wait_event_type = 'Lock' and query like '%bus.watch%')";
-    timeout(PATIENCE, async {
-        while !sqlx::query_scalar::<_, bool>(waits).fetch_one(bus.pool()).await.unwrap() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .expect("the watch waits for the completion");
+    until_somebody_waits_for_a_lock(&bus, "bus.watch").await;
     transaction.commit().await.unwrap();
     assert_eq!(watching.await.unwrap(), cogo_contracts::TaskStatus::Done);
 }

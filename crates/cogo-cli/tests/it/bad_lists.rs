@@ -53,7 +53,7 @@ async fn one_that_ends_well_for_ever_is_tried_with_growing_pauses_too() {
     let cogo = Cogo::on(&database.url);
     let starts = cogo.program("ends-well", "exit 0");
     let list = cogo.list_of(&[("a-bad", "ends-well", "")], "");
-    let late = cogo.run(&["up", "--processes", &list, "--ready-timeout", "3", "--json"]).await.expect(6);
+    let late = cogo.run(&["up", "--processes", &list, "--ready-timeout", "10", "--json"]).await.expect(6);
     assert!(late.problem()["detail"].as_str().unwrap().contains("a-bad"), "{late:?}");
     let count = fs::read_to_string(&starts).unwrap().lines().count();
     assert!((2..60).contains(&count), "{count} starts");

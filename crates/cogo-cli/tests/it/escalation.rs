@@ -22,17 +22,19 @@ async fn a_process_that_ends_for_ever_is_tried_with_growing_pauses_and_hurts_nob
     let cogo = Cogo::on(&database.url);
     let file = cogo.program("ends-at-once", "exit 1");
     let list = cogo.list_of(&[("a-good", "answering_process", ""), ("a-bad", "ends-at-once", "")], "");
-    let up = ["up", "--detach", "--processes", &list, "--ready-timeout", "3", "--json"];
+    let up = ["up", "--detach", "--processes", &list, "--ready-timeout", "10", "--json"];
     let ended = cogo.run(&up).await.expect(6);
     assert!(ended.problem()["detail"].as_str().unwrap().contains("a-bad (exit code 1)"), "{ended:?}");
-    // pauses of up to 100, 200, 400, … ms: about six starts in three seconds, where a spin would have thousands
+    // pauses of up to 100, 200, 400, … ms: about eight starts in ten seconds, where a spin would have thousands
     assert!((2..60).contains(&starts(&file)), "{} starts", starts(&file));
     let log = fs::read_to_string(cogo.data_dir().join("logs/up.log")).unwrap();
     let spawned = |path: &str| {
         let is_spawn = |line: &&str| line.contains("\"spawn\"") && line.contains(&format!("\"{path}\""));
         log.lines().filter(is_spawn).count()
     };
-    assert_eq!((spawned("a/a-good/0"), spawned("a/a-bad/0")), (1, starts(&file)));
+    assert_eq!(spawned("a/a-good/0"), 1);
+    // the last one may have been told to end before it could say that it began
+    assert!([0, 1].contains(&(spawned("a/a-bad/0") - starts(&file))), "{log}");
     assert!(!log.contains("\"escalation\""), "{log}");
 }
 

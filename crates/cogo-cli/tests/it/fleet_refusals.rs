@@ -35,7 +35,7 @@ async fn a_process_that_never_gets_ready_is_a_timeout_with_its_last_words() {
     // without arguments it complains and ends
     let (list, offset) = (cogo.process_list("sleep"), free_offset().to_string());
     for detach in [&[][..], &["--detach"]] {
-        let fixed = ["up", "--processes", &list, "--port-offset", &offset, "--ready-timeout", "1", "--json"];
+        let fixed = ["up", "--processes", &list, "--port-offset", &offset, "--ready-timeout", "8", "--json"];
         let ended = cogo.run(&[&fixed, detach].concat()).await.expect(6);
         let problem = ended.problem();
         let detail = problem["detail"].as_str().unwrap();

@@ -1,10 +1,10 @@
 //! Where processes listen: as their own settings say, else as the list does; no two at the same place.
 
-use std::{fs, net::TcpListener};
+use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Cogo, ended};
+use crate::support::{Cogo, ended, free_port};
 
 fn ports(status: &Value) -> Vec<(String, u64)> {
     let processes = status["processes"].as_array().unwrap().iter();
@@ -16,7 +16,7 @@ async fn a_port_of_its_settings_is_the_first_instances_and_no_others() {
     let database = cogo_test_support::empty_database().await;
     let cogo = Cogo::on(&database.url);
     let settings = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let port = free_port();
     fs::write(settings.path().join("a-one.toml"), format!("port = {port}\n")).unwrap();
     let list = cogo.list_of(&[("a-one", "answering_process", "pool = { max = 3 }")], "");
     let mut up = cogo.command(&["up", "--detach", "--processes", &list, "--json"]);

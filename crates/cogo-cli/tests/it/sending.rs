@@ -1,6 +1,6 @@
 //! `cogo send` and `cogo tail`.
 
-use std::{process::Stdio, time::Duration};
+use std::process::Stdio;
 
 use cogo_bus_core::Bus;
 use cogo_contracts::routes;
@@ -138,6 +138,6 @@ async fn tail_follows_until_it_is_interrupted() {
 
     let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
-    let output = tokio::time::timeout(Duration::from_secs(10), child.wait_with_output()).await.unwrap().unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(ended(output).code, 0);
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -12,13 +11,14 @@ use std::{
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Failure};
 use cogo_contracts::{Environment, Location, Route};
 use cogo_registry_core::Registration;
+pub(crate) use cogo_test_support::free_port;
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 /// Port of the stand-in process before the offset.
 pub(crate) const STAND_IN_PORT: u16 = 20_000;
 /// Nothing here takes this long unless it is broken.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a process that no test starts joins the registry with.
 pub(crate) fn registration(domain: &str, name: &str, slot: u32) -> Registration {
@@ -92,11 +92,9 @@ impl Cogo {
 
     /// A list of processes `(name, program, further keys)`, each on a free port, with what else shall stand in it.
     pub(crate) fn list_of(&self, processes: &[(&str, &str, &str)], more: &str) -> String {
-        let listeners: Vec<TcpListener> =
-            processes.iter().map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap()).collect();
         let mut text = format!("{more}\n");
-        for ((name, binary, keys), listener) in processes.iter().zip(&listeners) {
-            let port = listener.local_addr().unwrap().port();
+        for (name, binary, keys) in processes {
+            let port = free_port();
             let entry = format!("name = \"{name}\"\nbinary = \"{binary}\"\nport = {port}\nrestart = \"permanent\"\n");
             text.push_str(&format!("[[process]]\n{entry}{keys}\n"));
         }
@@ -166,8 +164,7 @@ pub(crate) fn ended(output: std::process::Output) -> Ended {
 
 /// An offset that puts the stand-in on a free port.
 pub(crate) fn free_offset() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port() - STAND_IN_PORT
+    free_port() - STAND_IN_PORT
 }
 
 /// Looks until it holds.

@@ -68,7 +68,7 @@ async fn a_killed_process_is_back_and_nobody_else_is_restarted() {
     let back = node(&after, "a/a-one/0");
     assert!(back["pid"] != victim && lives(&back["pid"]) && !lives(&victim), "{back}");
     assert_eq!((&back["last_exit"]["kind"], &back["last_exit"]["reason"]), (&"abnormal".into(), &"signal 9".into()));
-    assert!(back["uptime_s"].as_f64().unwrap() < before["uptime_s"].as_f64().unwrap() + 10.0, "{back}");
+    assert!(back["uptime_s"].as_f64().unwrap() < after["uptime_s"].as_f64().unwrap(), "{back}");
     assert_eq!(pids(&after)[1..], pids(&before)[1..]);
     for path in ["", "a", "a/a-one", "a/a-two", "a/a-two/0", "b", "b/b-one/0"] {
         assert_eq!(node(&after, path)["restarts"], 0, "{path}");

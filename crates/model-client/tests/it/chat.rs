@@ -1,5 +1,7 @@
 //! Answers that come as they should, in all the shapes that servers give them.
 
+use std::time::Duration;
+
 use cogo_model_client::{
     ChatEvent, ChatModel, ChatRequest, FinishReason, Message, OpenAi, OutputCapField, Prices, Settings, Usage,
 };
@@ -124,7 +126,9 @@ async fn server_that_hangs_after_the_finish_reason_has_answered() {
     let events =
         format!("{}data: {{\"choices\": [{{\"delta\": {{}}, \"finish_reason\": \"stop\"}}]}}\n\n", delta("done"));
     let provider = Provider::start([Answer::stalling(&events)]).await;
-    let completion = provider.client().complete(question()).await.unwrap();
+    // long enough for what comes before the silence
+    let settings = Settings { idle_timeout: Duration::from_secs(4), ..provider.settings() };
+    let completion = OpenAi::new(settings).unwrap().complete(question()).await.unwrap();
     assert_eq!(completion.text, "done");
     assert!(completion.usage_estimated);
 }

@@ -1,6 +1,6 @@
 //! What a watchdog finds after Postgres was killed.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use cogo_pg_local::{Cluster, Healed, StopMode};
 
@@ -11,7 +11,7 @@ fn kill(cluster: &Cluster) {
     let pid = cluster.postmaster_pid().expect("the server runs");
     signal("-KILL", pid);
     while cluster.postmaster_pid() == Some(pid) {
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

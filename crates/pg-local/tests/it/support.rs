@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use cogo_pg_local::{Cluster, Settings};
@@ -54,7 +55,7 @@ pub(crate) fn end(directory: &Path) {
         if let Some(pid) = cluster.postmaster_pid() {
             signal("-QUIT", pid);
             while cluster.postmaster_pid().is_some() {
-                std::thread::yield_now();
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
         fs::remove_dir_all(cluster.directory()).expect("remove the cluster");

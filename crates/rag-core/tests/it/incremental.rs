@@ -1,6 +1,6 @@
 //! The index follows the files and writes only what changed.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use cogo_rag_core::{WalkLimits, collections, index_files, plan, remove_files, sync, walk};
 use cogo_test_support::database;
@@ -191,7 +191,7 @@ async fn file_that_changes_while_its_message_waits_is_stored_as_it_is_then() {
         let waits = "select exists (select from pg_locks where locktype = 'advisory' and not granted
                                        and database = (select oid from pg_database where datname = current_database()))";
         while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&database.pool).await.unwrap() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tree.write("src/lib.rs", "fn second_change() {}\n\nfn third() {}\n");
         other.rollback().await.unwrap();

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     fleet::{active, claimed_by, registration, state, status},
-    heartbeat::{fast, spawn},
+    heartbeat::{PAUSE, fast, spawn},
 };
 
 #[tokio::test]
@@ -88,7 +88,7 @@ async fn the_heartbeat_takes_them_along_and_back() {
     assert_eq!(said, expected.map(|(instance, state)| (instance.to_owned(), state)));
     let told = "select count(*) from registry.beats b where b.carried = '{\"rag-embed/1\": 4}'";
     while sqlx::query_scalar::<_, i64>(told).fetch_one(&database.pool).await.unwrap() == 0 {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(PAUSE).await;
     }
     let living = registry.list().await.unwrap();
     let said: Vec<_> = living.iter().map(|agent| (agent.in_flight, agent.beat_age_ms.is_some())).collect();

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     fleet::events,
-    heartbeat::{Running, spawn},
+    heartbeat::{PAUSE, Running, spawn},
 };
 
 /// Takes any document but one that says otherwise, and remembers what it was given.
@@ -63,10 +63,10 @@ impl Watching {
     async fn until(&self, there: impl Fn(&[Value]) -> bool) {
         let waiting = async {
             while !there(&self.given.lock().unwrap()) {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(PAUSE).await;
             }
         };
-        timeout(Duration::from_secs(30), waiting).await.expect("it is given");
+        timeout(Duration::from_secs(60), waiting).await.expect("it is given");
     }
 
     fn last(&self) -> Value {
@@ -92,10 +92,10 @@ async fn ends(registry: &Registry, version: i64) -> (RolloutState, Option<String
             if !matches!(rollout.state, RolloutState::Validating | RolloutState::Applying) {
                 return (rollout.state, rollout.reason);
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
-    timeout(Duration::from_secs(30), ended).await.expect("a rollout ends")
+    timeout(Duration::from_secs(60), ended).await.expect("a rollout ends")
 }
 
 #[tokio::test]
@@ -165,10 +165,10 @@ async fn a_document_that_harms_is_taken_back() {
         let ready = async {
             let beats = "select b.ready from registry.beats b";
             while !sqlx::query_scalar::<_, bool>(beats).fetch_one(&database.pool).await.unwrap() {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(PAUSE).await;
             }
         };
-        timeout(Duration::from_secs(30), ready).await.expect("it is ready again");
+        timeout(Duration::from_secs(60), ready).await.expect("it is ready again");
     }
     let told: Vec<String> =
         sqlx::query_scalar("select e.kind from public.bus_events e where e.kind like 'config%' order by e.id")

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{
     fleet::{active, claimed_by, last_beat, state, status},
-    heartbeat::Running,
+    heartbeat::{PAUSE, Running},
 };
 
 /// Seconds from the start of the server to the last time that agents could reach it anew; none while they cannot.
@@ -55,19 +55,22 @@ async fn a_killed_database_ends_no_process_and_leaves_one_owner_for_each_slot() 
     let outcome = registry.sweep(Duration::from_secs(15), Duration::from_secs(30)).await.unwrap();
     assert_eq!((outcome.suspected, outcome.died), (0, 0));
 
-    // one that died while the database was away is found once the database has been up for long enough
+    // one that died while the database was away is found once the database has been up for long enough, which is longer
+    // than a busy machine keeps the others from beating
     fleet[0].task.abort();
-    last_beat(&cluster.pool, &holder, Duration::from_secs(3600)).await;
+    let silent_for = Duration::from_secs(15);
     let found = async {
         loop {
-            let outcome = registry.sweep(Duration::from_secs(5), Duration::from_secs(5)).await.unwrap();
+            // a beat that was under way when its task ended may still arrive
+            last_beat(&cluster.pool, &holder, Duration::from_secs(3600)).await;
+            let outcome = registry.sweep(silent_for, silent_for).await.unwrap();
             if outcome.died > 0 {
                 return outcome;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(10 * PAUSE).await;
         }
     };
-    let outcome = timeout(Duration::from_secs(60), found).await.expect("the dead are found");
+    let outcome = timeout(Duration::from_secs(120), found).await.expect("the dead are found");
     assert_eq!((outcome.died, outcome.requeued), (1, 1));
     assert_eq!(status(&cluster.pool, message).await, "queued");
     for running in fleet.drain(1..) {
@@ -89,7 +92,7 @@ async fn a_crash_of_one_backend_counts_as_a_restart() {
     signal("-9", pid);
     let again = async {
         while came_back_after(&cluster.pool).await.is_none_or(|after| after < before + 1.0) {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
     timeout(Duration::from_secs(60), again).await.expect("the uptime starts anew");
@@ -103,28 +106,48 @@ async fn a_connection_that_hangs_is_replaced_before_the_process_has_to_fence_its
     let mut running = Running::start(&registry, "rag-embed", 0);
     running.member.activate();
     let membership = running.until_active().await;
-    let beating: i32 = sqlx::query_scalar(
-        "select s.pid from pg_stat_activity s where s.query like '%registry.activate(%' or s.query like '%registry.beat(%'
-          order by s.pid = pg_backend_pid() limit 1",
-    )
-    .fetch_one(&cluster.pool)
-    .await
-    .unwrap();
-    signal("-STOP", beating);
+    let beating = stop_while_idle(&cluster.pool).await;
     let seen = "select b.seq from registry.beats b where b.instance_id = $1";
     let reached = async |sequence: i64| {
         while sqlx::query_scalar::<_, i64>(seen).bind(membership.instance_id).fetch_one(&cluster.pool).await.unwrap()
             < sequence
         {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     };
     let now: i64 = sqlx::query_scalar(seen).bind(membership.instance_id).fetch_one(&cluster.pool).await.unwrap();
-    timeout(Duration::from_secs(30), reached(now + 3)).await.expect("beats go on over another connection");
+    timeout(Duration::from_secs(60), reached(now + 3)).await.expect("beats go on over another connection");
     assert_eq!(running.until_active().await, membership);
     signal("-CONT", beating);
     running.token.cancel();
     assert_eq!(running.task.await.unwrap(), Ended::Left);
+}
+
+/// Stops the session that beats, between two beats: amid one it would keep the row of the run locked, and nobody could
+/// beat for that over another connection.
+async fn stop_while_idle(pool: &PgPool) -> i32 {
+    let beats = |words: &'static str| {
+        // the words are no part of the text, or a look at the sessions would find those that looked before
+        sqlx::query_as(
+            "select s.pid, s.state from pg_stat_activity s where s.query like $1 and s.pid <> pg_backend_pid()",
+        )
+        .bind(words)
+    };
+    let looking = async {
+        loop {
+            let session: Option<(i32, String)> = beats("%registry.beat(%").fetch_optional(pool).await.unwrap();
+            if let Some((pid, _)) = session {
+                signal("-STOP", pid);
+                let stopped: Option<(i32, String)> = beats("%registry.beat(%").fetch_optional(pool).await.unwrap();
+                if stopped == Some((pid, "idle".to_owned())) {
+                    return pid;
+                }
+                signal("-CONT", pid);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    timeout(Duration::from_secs(60), looking).await.expect("it is idle between two beats")
 }
 
 #[tokio::test]

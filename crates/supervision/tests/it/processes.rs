@@ -9,10 +9,10 @@ use cogo_supervision::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{process::Command, time::timeout};
 
-use crate::waiting::{LONG, options, until};
+use crate::waiting::{HOUR, LONG, options, until};
 
 fn group(strategy: Strategy) -> GroupSpec<Work> {
-    GroupSpec::new(strategy).intensity(3, LONG)
+    GroupSpec::new(strategy).intensity(3, HOUR)
 }
 
 fn command(program: &'static str, arguments: &'static [&'static str]) -> ProcessWork {

@@ -15,10 +15,10 @@ use cogo_supervision::{
 };
 use tokio::time::timeout;
 
-use crate::waiting::{LONG, options, until};
+use crate::waiting::{HOUR, LONG, hasty_options, options, until};
 
 fn group(strategy: Strategy) -> GroupSpec<Work> {
-    GroupSpec::new(strategy).intensity(100, LONG)
+    GroupSpec::new(strategy).intensity(100, HOUR)
 }
 
 /// Ends when it is told to.
@@ -121,7 +121,7 @@ async fn a_task_that_never_yields_is_reported_as_leaked_and_ends_the_tree() {
     let spinning = ChildSpec::worker("spinning", spinning).shutdown(Shutdown::Timeout(Duration::from_millis(20)));
     let inner = ChildSpec::group("inner", group(Strategy::OneForOne).child(spinning));
     let spec = group(Strategy::OneForOne).child(ChildSpec::worker("good", Work::task(good))).child(inner);
-    let handle = Supervisor::start(spec, &options()).unwrap();
+    let handle = Supervisor::start(spec, &hasty_options()).unwrap();
     let mut events = handle.events();
     handle.started().await.unwrap();
     assert_eq!(handle.terminate_child("inner/spinning").await, Err(CallError::Ended));
@@ -188,8 +188,8 @@ async fn the_next_child_starts_only_when_the_one_before_is_ready() {
 #[tokio::test]
 async fn a_group_that_gives_up_is_restarted_by_its_parent_until_that_gives_up() {
     let failing = ChildSpec::worker("x", Work::task(|_| async { Err::<(), _>("always") }));
-    let inner = GroupSpec::new(Strategy::OneForOne).intensity(2, LONG).child(failing);
-    let spec = GroupSpec::new(Strategy::OneForAll).intensity(3, LONG).child(ChildSpec::group("inner", inner));
+    let inner = GroupSpec::new(Strategy::OneForOne).intensity(2, HOUR).child(failing);
+    let spec = GroupSpec::new(Strategy::OneForAll).intensity(3, HOUR).child(ChildSpec::group("inner", inner));
     let worst = spec.worst_restarts();
     let handle = Supervisor::start(spec, &options()).unwrap();
     let mut events = handle.events();

@@ -6,11 +6,18 @@ use cogo_supervision::{Handle, Node, Options};
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 /// Longer than anything here takes, so that a failure is a failure and not a hang.
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+/// A period that no test outlives, so that every restart counts however slow the machine is.
+pub(crate) const HOUR: Duration = Duration::from_secs(3600);
+
+/// Options with a long patience: what was killed may take its time to be gone on a busy machine, and is not leaked.
+pub(crate) fn options() -> Options {
+    Options { seed: 1, patience: LONG, ..Options::default() }
+}
 
 /// Options with a short patience, so that leaks are seen soon.
-pub(crate) fn options() -> Options {
-    Options { seed: 1, patience: Duration::from_millis(200), ..Options::default() }
+pub(crate) fn hasty_options() -> Options {
+    Options { patience: Duration::from_millis(200), ..options() }
 }
 
 /// The picture of the tree once it is as wanted.

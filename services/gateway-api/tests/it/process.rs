@@ -40,7 +40,7 @@ async fn connect_when_ready(child: &mut Child, address: SocketAddr) {
 #[tokio::test]
 async fn submission_under_way_at_sigterm_gets_its_answer() {
     let database = cogo_test_support::database().await;
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], cogo_test_support::free_port()));
     let mut child = process(&database, address.port()).spawn().unwrap();
     connect_when_ready(&mut child, address).await;
 

@@ -155,7 +155,7 @@ impl Door {
             if watched {
                 return;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

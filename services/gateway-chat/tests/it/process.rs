@@ -49,7 +49,7 @@ async fn ask(database: &TestDatabase, question: &str) -> ChatReply {
     let payload = json!({"question": question, "__assignment": {"budget": {"maxCostUsd": 0.1, "maxTokens": 100_000}}});
     let message = NewMessage::new(routes::CHAT, Some(Tenant::new(TENANT).unwrap()), payload);
     let id = bus.enqueue(&message).await.unwrap().id;
-    let patience = Instant::now() + Duration::from_secs(30);
+    let patience = Instant::now() + Duration::from_secs(90);
     loop {
         let task = bus.task(id).await.unwrap().unwrap();
         if task.status.is_terminal() {
@@ -110,7 +110,7 @@ async fn rolled_out(registry: &Registry, settings: serde_json::Value) -> (Rollou
     let document = settings.as_object().unwrap().clone();
     let proposal = Proposal::new("test").set("gateway-chat", document).within(30_000, 200);
     let version = registry.propose_config(&proposal).await.unwrap();
-    let patience = Instant::now() + Duration::from_secs(60);
+    let patience = Instant::now() + Duration::from_secs(120);
     loop {
         let rollout = registry.rollout(version).await.unwrap().unwrap();
         if !matches!(rollout.state, RolloutState::Validating | RolloutState::Applying) {

@@ -28,7 +28,7 @@ fn process(database: &TestDatabase, address: SocketAddr, children: &str) -> Chil
 }
 
 fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    SocketAddr::from(([127, 0, 0, 1], cogo_test_support::free_port()))
 }
 
 /// An agent of level 3 that tries often and for long.

@@ -10,10 +10,10 @@ use super::support::{ends, local, shell, until_group_is_gone};
 #[tokio::test]
 async fn limit_kills_the_command_and_its_children() {
     let mut request = shell("echo $$; sleep 100 & sleep 100");
-    request.limit_ms = 300;
+    request.limit_ms = 3000;
     let reply = local().run(request).await.unwrap();
     assert_eq!(reply.end, SandboxEvent::TimedOut);
-    assert!(reply.run_ms >= 300 && !reply.stdout.is_empty(), "{reply:?}");
+    assert!(reply.run_ms >= 3000 && !reply.stdout.is_empty(), "{reply:?}");
     until_group_is_gone(&reply.stdout).await;
 }
 
@@ -26,9 +26,9 @@ async fn what_the_command_leaves_in_the_background_is_killed_at_its_end() {
 
 #[tokio::test]
 async fn process_outside_the_group_cannot_hold_up_the_end() {
-    let reply = local().run(shell("setsid sleep 5 & echo started")).await.unwrap();
+    let reply = local().run(shell("setsid sleep 20 & echo started")).await.unwrap();
     assert_eq!((reply.end, reply.stdout.as_str()), (SandboxEvent::Exited { code: Some(0) }, "started\n"));
-    assert!(reply.run_ms < 4000, "waited {} ms for a process that left the group", reply.run_ms);
+    assert!(reply.run_ms < 18_000, "waited {} ms for a process that left the group", reply.run_ms);
 }
 
 #[tokio::test]
