@@ -18,7 +18,9 @@ const CUTS: [Cut; 4] = [Cut::BeforeRequest, Cut::BeforeReply, Cut::InReply, Cut:
 
 /// One connection, so that the one that was prepared is the one that is cut.
 fn one_connection(url: &str) -> PgPool {
-    cogo_db::connect(&PoolSettings { max_connections: 1, ..PoolSettings::new(url, "cut") }).unwrap()
+    // a connection that rested is looked at first; who calls has less patience than that
+    let acquire_timeout = Duration::from_secs(60);
+    cogo_db::connect(&PoolSettings { max_connections: 1, acquire_timeout, ..PoolSettings::new(url, "cut") }).unwrap()
 }
 
 /// Claims one message for `holder` over a sound connection.

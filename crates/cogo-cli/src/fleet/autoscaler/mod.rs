@@ -82,11 +82,12 @@ impl<F: Scales> Loop<F> {
     async fn turn(mut self, stop: CancellationToken) {
         loop {
             let begun = Instant::now();
-            tokio::select! {
+            let is_quiet = tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.look() => {}
-            }
-            let next = Instant::now() + pause_after(begun.elapsed(), self.pace.every);
+                is_quiet = self.look() => is_quiet,
+            };
+            let every = if is_quiet { self.pace.quiet } else { self.pace.every };
+            let next = Instant::now() + pause_after(begun.elapsed(), every);
             loop {
                 tokio::select! {
                     () = stop.cancelled() => break,
@@ -109,25 +110,31 @@ impl<F: Scales> Loop<F> {
         let _ = tokio::time::timeout(RELEASE_WITHIN, released).await;
     }
 
-    /// One look at everything; what fails is tried again at the next.
-    async fn look(&mut self) {
+    /// One look at everything; what fails is tried again at the next. Answers whether there was nothing to see.
+    async fn look(&mut self) -> bool {
+        let mut is_quiet = true;
         for place in 0..self.pools.len() {
             self.own(place).await;
         }
         if self.pools.iter().any(|scaled| scaled.epoch.is_some()) {
             match cogo_bus_core::load(&self.database, self.pace.rate_window).await {
                 Ok(figures) => {
+                    is_quiet = figures.by_route.iter().all(|route| route.queued == 0 && route.claimed == 0);
                     for place in 0..self.pools.len() {
                         self.decide(place, &figures).await;
                     }
                 }
-                Err(error) => warn!(%error, "no figures of the queues, so nothing is scaled"),
+                Err(error) => {
+                    is_quiet = false;
+                    warn!(%error, "no figures of the queues, so nothing is scaled");
+                }
             }
         }
         for place in 0..self.pools.len() {
             self.act(place);
         }
         self.forget().await;
+        is_quiet
     }
 
     /// Forgets decisions that are old, now and then.

@@ -20,6 +20,8 @@ const PER_INSTANCE: u32 = 8;
 pub(crate) struct Pace {
     /// Time between two looks at the queues.
     pub(crate) every: Duration,
+    /// The same after a look that found them empty.
+    pub(crate) quiet: Duration,
     /// How long a lease lasts; it is renewed three times within.
     pub(crate) lease: Duration,
     /// The time over which ends are counted.
@@ -29,10 +31,11 @@ pub(crate) struct Pace {
 }
 
 impl Default for Pace {
-    /// Looks every second over the last 3 s, leases of 15 s, 5 s after a failure.
+    /// Looks every second, every 2 s while nothing waits, over the last 3 s; leases of 15 s, 5 s after a failure.
     fn default() -> Self {
         Self {
             every: Duration::from_secs(1),
+            quiet: Duration::from_secs(2),
             lease: Duration::from_secs(15),
             rate_window: Duration::from_secs(3),
             retry_after: Duration::from_secs(5),

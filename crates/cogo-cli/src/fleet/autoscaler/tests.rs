@@ -70,6 +70,7 @@ impl Scales for Counting {
 
 const FAST: Pace = Pace {
     every: Duration::from_millis(20),
+    quiet: Duration::from_millis(20),
     lease: Duration::from_secs(60),
     rate_window: Duration::from_secs(3),
     retry_after: Duration::from_millis(20),
