@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::{Map, Value};
 use sqlx::{PgConnection, Row, postgres::PgRow};
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{Bus, Error};
@@ -183,7 +184,10 @@ impl Bus {
                 Err(Unreadable { fence, error }) => {
                     let reason = format!("payload cannot be read: {error}");
                     let failure = Failure { reason, retriable: false, retry_after: None };
-                    self.fail(&fence, request.holder, &failure).await?;
+                    if let Err(error) = self.fail(&fence, request.holder, &failure).await {
+                        // its lease ends, and the next claim tries again
+                        warn!(message.id = %fence.id, %error, "unreadable message not given up yet");
+                    }
                 }
             }
         }

@@ -36,9 +36,16 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
         if last > row.attempts && row.status != "cancelled" && !has_expired {
             let what = format!("attempt {last} was given out, the row counts {}", row.attempts);
             report.add(Invariant::I3, Harm::Other, Some(*id), what, &[]);
-        } else if unseen > 0 && index.in_the_dark.is_empty() && story.is_acknowledged() && !story.was_unreadable(row) {
+        // one whose time passes in the moment of a claim counts as taken and is not handed out
+        } else if unseen > usize::from(has_expired)
+            && index.in_the_dark.is_empty()
+            && story.is_acknowledged()
+            && !story.was_unreadable(row)
+        {
             let what = format!("{unseen} of {} attempts were given to nobody", row.attempts);
-            report.add(Invariant::I3, Harm::Other, Some(*id), what, &[]);
+            let mut calls: Vec<&Call> = story.claims.iter().map(|claim| claim.call).collect();
+            calls.extend(story.ends.iter().map(|end| end.call));
+            report.add(Invariant::I3, Harm::Other, Some(*id), what, &calls);
         }
     }
 }

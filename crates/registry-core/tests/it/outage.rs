@@ -163,8 +163,8 @@ async fn a_database_that_stood_still_declares_nobody_dead() {
             registry.beat(member, sequence.get(), 0).await.unwrap();
         }
     };
-    let (suspect_after, dead_after) = (Duration::from_secs(4), Duration::from_secs(5));
-    let up_for_longer = "select registry.database_up_for() > interval '6 s'";
+    let (suspect_after, dead_after) = (Duration::from_secs(8), Duration::from_secs(10));
+    let up_for_longer = "select registry.database_up_for() > interval '12 s'";
     let grown_up = async {
         while !sqlx::query_scalar::<_, bool>(up_for_longer).fetch_one(&cluster.pool).await.unwrap() {
             beat().await;
@@ -173,7 +173,7 @@ async fn a_database_that_stood_still_declares_nobody_dead() {
     };
     timeout(Duration::from_secs(60), grown_up).await.expect("the database has been up for longer than death takes");
 
-    stand_still(cluster.cluster.postmaster_pid().unwrap(), Duration::from_secs(6));
+    stand_still(cluster.cluster.postmaster_pid().unwrap(), Duration::from_secs(12));
     let first = registry.sweep(suspect_after, dead_after).await.unwrap();
     assert_eq!((first.suspected, first.died, first.held_back), (0, 0, 2), "they had no chance to beat");
     beat().await;

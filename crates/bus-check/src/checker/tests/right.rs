@@ -1,7 +1,7 @@
 //! Histories of a correct bus, unknown outcomes among them: nothing is found.
 
 use super::script::{Script, claiming, completing, completing_with, done, held, id, ok, refused, unknown};
-use crate::{Accepted, Answer, Operation, Sent};
+use crate::{Accepted, Answer, Invariant, Operation, Sent};
 
 fn keyed(key: &str) -> Sent {
     Sent { tenant: "acme".to_owned(), key: Some(key.to_owned()), ..Sent::default() }
@@ -227,4 +227,19 @@ fn counters_of_more_messages_than_the_bus_counts_are_not_judged() {
     script.rows.counted = usize::try_from(cogo_bus_core::COUNT_CAP).unwrap();
     script.rows.shown.insert("done".to_owned(), 0);
     script.passes();
+}
+
+#[test]
+fn attempt_may_be_given_to_nobody_if_the_time_passed_in_that_moment() {
+    let with_attempts = |attempts: i16| {
+        let mut script = Script::default();
+        script.send(1);
+        script.claim("a", 1, 1);
+        script.fail("a", 1, 1, true);
+        let row = script.row(1, "failed", "a", attempts);
+        row.expires_us = row.done_us;
+        script
+    };
+    with_attempts(2).passes();
+    with_attempts(3).breaks(Invariant::I3, "2 of 3 attempts were given to nobody");
 }
