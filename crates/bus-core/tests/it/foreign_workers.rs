@@ -46,7 +46,9 @@ async fn events(bus: &Bus, id: Uuid, kind: &str) -> usize {
 async fn obey(bus: &Bus, claimed: &Claimed, holder: &str) {
     let fence = claimed.fence();
     bus.emit(&fence, holder, 1, &[json!({"holder": holder}).to_string()], LEASE).await.unwrap();
-    let ordered = &claimed.payload["attempts"][claimed.attempt.to_string()]["failure"];
+    // what is said of this attempt goes before what is said of all
+    let of_this = &claimed.payload["attempts"][claimed.attempt.to_string()]["failure"];
+    let ordered = if of_this.is_null() { &claimed.payload["failure"] } else { of_this };
     if !ordered.is_null() {
         let retriable = ordered["retriable"].as_bool().unwrap_or(true);
         let failure = Failure { reason: "as ordered".to_owned(), retriable, retry_after: None };
