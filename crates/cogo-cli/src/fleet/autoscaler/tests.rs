@@ -7,6 +7,7 @@ use std::{
 
 use cogo_bus_core::{Bus, ClaimRequest, Completion};
 use cogo_contracts::Route;
+use cogo_registry_core::ScalingDecision;
 use cogo_test_support::{TestDatabase, database};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -115,6 +116,18 @@ impl Running {
     }
 }
 
+/// Waits for the first row about the pool.
+async fn first_decision(database: &TestDatabase) -> ScalingDecision {
+    let pools = Pools::new(database.pool.clone());
+    loop {
+        let decisions = pools.decisions("rag-embed", 1).await.expect("the table is there");
+        if let Some(decision) = decisions.into_iter().next() {
+            return decision;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[test]
 fn a_pool_of_the_list_is_scaled_within_its_bounds() {
     let list = ProcessList::read(None).expect("the built-in list");
@@ -176,17 +189,7 @@ async fn what_an_operator_did_is_adopted_and_written_down() {
     let running = start(&database, &fleet, FAST);
     fleet.asked_for(&[1]).await;
     fleet.ask(3);
-    let pools = Pools::new(database.pool.clone());
-    let adopted = async {
-        loop {
-            let decisions = pools.decisions("rag-embed", 1).await.expect("the table is there");
-            if let Some(decision) = decisions.into_iter().next() {
-                return decision;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let adopted = adopted.await;
+    let adopted = first_decision(&database).await;
     running.end().await;
     assert_eq!((adopted.from_count, adopted.to_count), (1, 3));
     assert!(adopted.sentence.contains("operator"), "{}", adopted.sentence);
@@ -199,17 +202,7 @@ async fn what_an_operator_asks_for_before_anybody_decides_is_not_set_back() {
     let fleet = Counting::new();
     fleet.ask(3);
     let running = start(&database, &fleet, FAST);
-    let pools = Pools::new(database.pool.clone());
-    let adopted = async {
-        loop {
-            let decisions = pools.decisions("rag-embed", 1).await.expect("the table is there");
-            if let Some(decision) = decisions.into_iter().next() {
-                return decision;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let adopted = adopted.await;
+    let adopted = first_decision(&database).await;
     running.end().await;
     assert_eq!((adopted.from_count, adopted.to_count), (1, 3));
     assert!(adopted.sentence.contains("operator"), "{}", adopted.sentence);
