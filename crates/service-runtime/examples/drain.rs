@@ -1,7 +1,8 @@
 //! What the frame of a process costs: drains a route by bare claims and completions, then through a worker.
 //!
 //! `DATABASE_URL=… cargo run --release -p cogo-service-runtime --example drain`, on a migrated database that is of no
-//! other use; `MESSAGES` (50000) and `COGO_CONCURRENCY` may be set. Prints one JSON line a round and ends itself.
+//! other use; `MESSAGES` (50000) and `COGO_CONCURRENCY` may be set. Prints one JSON line a round, with the
+//! processor time of this process for a message in microseconds, and ends itself.
 
 #![expect(
     clippy::disallowed_methods,
@@ -60,7 +61,7 @@ impl Service for Drain {
         let mut bare = Vec::new();
         for _ in 0..ROUNDS {
             fill(&bus, messages).await?;
-            let began = Instant::now();
+            let (began, spent) = (Instant::now(), processor_time()?);
             let mut consumers = JoinSet::new();
             for number in 0..2 {
                 consumers.spawn(drain(bus.clone(), format!("bare-{number}")));
@@ -68,7 +69,7 @@ impl Service for Drain {
             while let Some(consumer) = consumers.join_next().await {
                 consumer??;
             }
-            bare.push(rate(messages, began));
+            bare.push((rate(messages, began), cost(messages, processor_time()? - spent)));
         }
         frame.worker(Answers);
         tokio::spawn(async move {
@@ -82,21 +83,22 @@ impl Service for Drain {
     }
 }
 
-async fn rounds(bus: &Bus, messages: usize, bare: &[f64]) -> anyhow::Result<()> {
-    for bare_per_s in bare {
+async fn rounds(bus: &Bus, messages: usize, bare: &[(f64, f64)]) -> anyhow::Result<()> {
+    for (bare_per_s, bare_us) in bare {
         bus.pause_route(&ROUTE, "drain").await?;
         fill(bus, messages).await?;
         bus.resume_route(&ROUTE, "drain").await?;
-        let began = Instant::now();
+        let (began, spent) = (Instant::now(), processor_time()?);
         let open = "select exists (select from bus.ready) or exists (select from bus.claims)";
         while sqlx::query_scalar(open).fetch_one(bus.pool()).await? {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let worker_per_s = rate(messages, began);
+        let (worker_per_s, worker_us) = (rate(messages, began), cost(messages, processor_time()? - spent));
         println!(
             "{}",
             json!({"bare_per_s": bare_per_s.round(), "worker_per_s": worker_per_s.round(),
-                   "cost_of_the_runtime": ((1.0 - worker_per_s / bare_per_s) * 100.0).round() / 100.0})
+                   "cost_of_the_runtime": ((1.0 - worker_per_s / bare_per_s) * 100.0).round() / 100.0,
+                   "bare_us": bare_us, "worker_us": worker_us})
         );
     }
     Ok(())
@@ -129,6 +131,19 @@ async fn drain(bus: Bus, holder: String) -> anyhow::Result<()> {
             .collect();
         bus.complete_many(&ended, &holder).await?;
     }
+}
+
+/// What all threads of this process have used of the processors, to 10 ms: `utime` and `stime` of `proc(5)`.
+fn processor_time() -> anyhow::Result<Duration> {
+    let line = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = line.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| anyhow::Ok(fields.get(at).context("read /proc/self/stat")?.parse::<u64>()?);
+    Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
+}
+
+/// Microseconds of the processors for a message.
+fn cost(messages: usize, spent: Duration) -> f64 {
+    (spent.as_secs_f64() * 1e8 / f64::from(u32::try_from(messages).unwrap_or(u32::MAX))).round() / 100.0
 }
 
 fn rate(messages: usize, began: Instant) -> f64 {

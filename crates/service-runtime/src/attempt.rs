@@ -82,12 +82,16 @@ impl<H: Handler> Attempts<H> {
     pub(crate) fn take_in_hand(&self, claimed: Vec<Claimed>, holder: &Arc<str>) -> Vec<Taken> {
         let portion = Arc::new(Portion::new(claimed.len()));
         let take = |claimed| {
-            let token = self.hard_stop.child_token();
+            // a child of the hard stop would cost every message the lock of all
+            let token = CancellationToken::new();
             Taken { claimed, holder: Arc::clone(holder), token, portion: Arc::clone(&portion) }
         };
         let taken: Vec<Taken> = claimed.into_iter().map(take).collect();
         self.hands.take(taken.len());
         self.leases.add(taken.iter().map(|taken| (taken.claimed.fence(), taken.token.clone())), holder, self.lease);
+        if self.hard_stop.is_cancelled() {
+            self.leases.cancel_unless_held_by(None);
+        }
         taken
     }
 
@@ -223,8 +227,12 @@ fn done<R: serde::Serialize>(claim: &Claim, reply: &R) -> End {
         }
     };
     let (mut completion, effects) = claim.take_outbox();
-    let snippet = completion.snippet.take().unwrap_or_else(|| result.to_string());
-    completion.snippet = Some(snippet.chars().filter(|&character| character != '\0').take(SNIPPET).collect());
+    let mut snippet = completion.snippet.take().unwrap_or_else(|| result.to_string());
+    snippet.retain(|character| character != '\0');
+    if let Some((end, _)) = snippet.char_indices().nth(SNIPPET) {
+        snippet.truncate(end);
+    }
+    completion.snippet = Some(snippet);
     completion.result = Some(result);
     End::Done(completion, effects)
 }

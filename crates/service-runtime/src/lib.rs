@@ -1,5 +1,6 @@
 //! The frame of every process: settings, telemetry, registration, probes, worker loops, chores, HTTP and an orderly end.
 
+mod allocator;
 mod attempt;
 mod batch;
 mod children;

@@ -159,6 +159,15 @@ impl<H: Handler> Worker<H> {
         let keeper = self.tracker.spawn(async move {
             attempts.leases.keep(&attempts.bus, lease, &pulse, &stop_keeping).await;
         });
+        let attempts = Arc::clone(&self.attempts);
+        let stop_dropping = keeper_stop.clone();
+        self.tracker.spawn(async move {
+            let dropped = async {
+                attempts.hard_stop.cancelled().await;
+                attempts.leases.cancel_unless_held_by(None);
+            };
+            stop_dropping.run_until_cancelled(dropped).await;
+        });
         info!(route = %self.route, concurrency = self.pace.concurrency, "worker started");
         let mut pause = FIRST_PAUSE;
         let mut look = FIRST_LOOK;

@@ -1,0 +1,6 @@
+//! The allocator of every process: a worker takes and gives back some hundred small pieces of memory for each message.
+
+use mimalloc::MiMalloc;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
