@@ -4,14 +4,17 @@ mod artifact;
 mod broadcast;
 mod bus;
 mod claim;
+mod completing;
 mod dead_letters;
 mod deferral;
 mod error;
 mod event;
 mod failing_in_batches;
 mod finished;
+mod line;
 mod partial;
 mod request;
+mod rest;
 mod schedule;
 mod stats;
 mod steering;
@@ -31,6 +34,7 @@ pub use partial::{
     MAX_PARTIAL_BYTES, Partial, PartialClaim, PartialError, PartialFlusher, PartialPace, PartialPlace, PartialWriter,
 };
 pub use request::{Reply, RequestError};
+pub use rest::{Overdue, Traffic, overdue, traffic};
 pub use schedule::{Fired, InvalidSchedule, MissedRuns, NewSchedule, Schedule, ScheduleError};
 pub use stats::{
     COUNT_CAP, Capped, FailureGroup, Load, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts,

@@ -10,14 +10,14 @@ use sqlx::{
 /// Port on which Supabase's pooler speaks transaction mode, where prepared statements do not survive.
 const TRANSACTION_POOLER_PORT: u16 = 6543;
 /// A connection that rested longer is asked whether it still lives; asking at each use would cost as much as a small statement.
-const TRUSTED_REST: Duration = Duration::from_millis(100);
+pub const TRUSTED_REST: Duration = Duration::from_millis(100);
 
 /// How a process connects.
 #[derive(Debug, Clone)]
 pub struct PoolSettings {
     /// `postgres://` address; it may carry a password, so it is never logged.
     pub url: String,
-    /// Most connections that the process holds at once.
+    /// Most connections that the pool holds at once; listeners, and the two lines of a bus, are beside it.
     pub max_connections: u32,
     /// Shown in `pg_stat_activity.application_name`.
     pub application_name: String,

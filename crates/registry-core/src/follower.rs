@@ -40,6 +40,9 @@ pub struct Follower {
     retired: Vec<Arc<Published>>,
 }
 
+/// It asks at least once in so many of the times after which a copy is confirmed, whatever beats tell.
+const SPARED: u32 = 5;
+
 /// Why the follower looks up from waiting.
 enum Reason {
     Change,
@@ -104,17 +107,18 @@ impl Follower {
             None => Line::Own(Box::new(self.connect().await?)),
         };
         // listening first: what changes from here on is told, what changed before is read now
-        let mut asked = self.catch_up(&mut line).await?;
-        self.read_loads(&mut line).await?;
+        let ViewSettings { deadline, confirm_within, .. } = self.view.0.settings;
+        let mut asked = self.catch_up(&mut line, deadline).await?;
+        self.read_loads(&mut line, deadline).await?;
         let mut loads_read = Instant::now();
         *pause = self.view.0.settings.reconnect.0;
         info!(version = self.view.version(), "following the registry");
         loop {
             match self.wait(&mut line, asked, loads_read).await? {
-                Reason::Change | Reason::Confirm => asked = self.catch_up(&mut line).await?,
+                Reason::Change | Reason::Confirm => asked = self.catch_up(&mut line, confirm_within).await?,
                 Reason::Loads => {
                     self.view.0.loads_wanted.store(false, Ordering::Relaxed);
-                    self.read_loads(&mut line).await?;
+                    self.read_loads(&mut line, confirm_within).await?;
                     loads_read = Instant::now();
                 }
             }
@@ -138,12 +142,14 @@ impl Follower {
     async fn wait(&mut self, line: &mut Line, asked: Instant, loads_read: Instant) -> Result<Reason, Error> {
         let settings = &self.view.0.settings;
         loop {
-            let confirm_at = asked + settings.confirm_every;
+            // beats spare the question, but only the answer to it tells the time
+            let confirm_at =
+                (self.view.0.confirmed() + settings.confirm_every).min(asked + settings.confirm_every * SPARED);
             let loads_at = loads_read + settings.load_every;
             let loads = async {
                 tokio::time::sleep_until(loads_at.into()).await;
                 while !self.view.0.loads_wanted.load(Ordering::Relaxed) {
-                    tokio::time::sleep(LOADS_RECHECK).await;
+                    self.view.0.load_wish.notified().await;
                 }
             };
             tokio::select! {
@@ -154,15 +160,17 @@ impl Follower {
                     }
                 }
                 () = self.view.0.heard.notified() => return Ok(Reason::Change),
-                heard = next_heard(&mut self.heard) => self.view.heard_of(heard.registry_version, heard.asked),
+                heard = next_heard(&mut self.heard) => {
+                    self.view.heard_of(heard.registry_version, heard.asked);
+                }
                 () = tokio::time::sleep_until(confirm_at.into()) => return Ok(Reason::Confirm),
                 () = loads => return Ok(Reason::Loads),
             }
         }
     }
 
-    /// Brings the copy to the newest version; answers when the database was asked for it.
-    async fn catch_up(&mut self, line: &mut Line) -> Result<Instant, Error> {
+    /// Brings the copy to the newest version, of which the database has to tell `within` so long; answers when it was asked.
+    async fn catch_up(&mut self, line: &mut Line, within: Duration) -> Result<Instant, Error> {
         let shared = Arc::clone(&self.view.0);
         let asked = Instant::now();
         let current = shared.current.load_full();
@@ -170,7 +178,7 @@ impl Follower {
             None
         } else {
             let most = shared.settings.most_changes;
-            let news = in_time(&shared.settings, line.changes(current.snapshot.version(), most)).await?;
+            let news = in_time(within, line.changes(current.snapshot.version(), most)).await?;
             shared.saw_time(news.database_time, asked);
             if news.registry_version == current.snapshot.version() {
                 shared.confirm(asked);
@@ -183,7 +191,7 @@ impl Follower {
             None => {
                 // the log has been shortened, or the copy is too far behind, or ahead of a restored database
                 let asked = Instant::now();
-                let whole = in_time(&shared.settings, line.whole(&current.snapshot)).await?;
+                let whole = in_time(shared.settings.deadline, line.whole(&current.snapshot)).await?;
                 shared.saw_time(whole.database_time, asked);
                 debug!(version = whole.snapshot.version(), agents = whole.snapshot.len(), "read the whole registry");
                 (whole.snapshot, asked)
@@ -195,8 +203,8 @@ impl Follower {
         Ok(asked)
     }
 
-    async fn read_loads(&self, line: &mut Line) -> Result<(), Error> {
-        let loads = in_time(&self.view.0.settings, line.loads()).await?;
+    async fn read_loads(&self, line: &mut Line, within: Duration) -> Result<(), Error> {
+        let loads = in_time(within, line.loads()).await?;
         let current = self.view.0.current.load_full();
         let mut carried: HashMap<String, u32> = HashMap::new();
         for BeatLoad { instance_id, ready, in_flight, carried: Json(of_process) } in loads {
@@ -252,9 +260,6 @@ impl Line {
     }
 }
 
-/// How often it is looked whether somebody chooses by load again.
-const LOADS_RECHECK: Duration = Duration::from_millis(200);
-
 /// The snapshot that the changes lead to, if they lead to that version without a gap.
 fn advanced(snapshot: &Snapshot, version: i64, changes: &[Change]) -> Option<Snapshot> {
     if version < snapshot.version() {
@@ -284,8 +289,8 @@ async fn next_heard(heard: &mut Option<watch::Receiver<Option<Heard>>>) -> Heard
     std::future::pending().await
 }
 
-async fn in_time<T>(settings: &ViewSettings, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    match timeout(settings.deadline, answer).await {
+async fn in_time<T>(within: Duration, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match timeout(within, answer).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::Database(sqlx::Error::PoolTimedOut)),
     }
@@ -302,5 +307,84 @@ impl std::fmt::Display for Causes<'_> {
             source = cause.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than a busy machine stands still.
+    const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+    /// Between two beats.
+    const BEAT: Duration = Duration::from_millis(20);
+
+    /// One who follows by nothing but beats, which come from the sender; it never gets as far as asking the database.
+    fn fed() -> (Follower, Line, watch::Sender<Option<Heard>>) {
+        let pool = PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new());
+        let hour = Duration::from_secs(3600);
+        let settings = ViewSettings {
+            confirm_every: CONFIRM_EVERY,
+            max_staleness: hour,
+            load_every: Duration::ZERO,
+            ..ViewSettings::default()
+        };
+        let (mut follower, view) = Follower::new(&Registry::new(pool.clone()), settings);
+        view.0.publish(Snapshot::default(), Instant::now());
+        let (beats, heard) = watch::channel(None);
+        follower.heard = Some(heard);
+        (follower, Line::Lent(pool), beats)
+    }
+
+    /// Beats that tell of the version of the copy, for so long.
+    async fn beat(beats: &watch::Sender<Option<Heard>>, over: Duration) {
+        let end = Instant::now() + over;
+        while Instant::now() < end {
+            let told = Heard { registry_version: 0, config_version: None, schema_version: None, asked: Instant::now() };
+            beats.send_replace(Some(told));
+            tokio::time::sleep(BEAT).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn without_beats_the_copy_is_confirmed_by_a_question() {
+        let (mut follower, mut line, _beats) = fed();
+        let asked = Instant::now();
+        let reason = follower.wait(&mut line, asked, asked).await.unwrap();
+        assert!(matches!(reason, Reason::Confirm));
+        assert!((CONFIRM_EVERY / 2..CONFIRM_EVERY * SPARED).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    }
+
+    #[tokio::test]
+    async fn beats_spare_the_question_until_the_time_has_to_be_asked() {
+        let (mut follower, mut line, beats) = fed();
+        let asked = Instant::now();
+        let reason = tokio::select! {
+            reason = follower.wait(&mut line, asked, asked) => reason.unwrap(),
+            () = beat(&beats, CONFIRM_EVERY * SPARED * 4) => panic!("the time is never asked"),
+        };
+        assert!(matches!(reason, Reason::Confirm));
+        assert!(asked.elapsed() >= CONFIRM_EVERY * SPARED, "{:?}", asked.elapsed());
+    }
+
+    #[tokio::test]
+    async fn a_reading_of_loads_does_not_undo_what_beats_have_spared() {
+        let (mut follower, mut line, beats) = fed();
+        let asked = Instant::now();
+        tokio::select! {
+            _ = follower.wait(&mut line, asked, asked) => panic!("beats spare the question"),
+            () = beat(&beats, CONFIRM_EVERY * 2) => {}
+        }
+        follower.view.0.loads_wanted.store(true, Ordering::Relaxed);
+        for expected in ["loads", "question"] {
+            let reason = match follower.wait(&mut line, asked, asked).await.unwrap() {
+                Reason::Loads => "loads",
+                Reason::Confirm => "question",
+                Reason::Change => "change",
+            };
+            assert_eq!(reason, expected);
+            follower.view.0.loads_wanted.store(false, Ordering::Relaxed);
+        }
+        assert!(asked.elapsed() > CONFIRM_EVERY * 5 / 2, "{:?}", asked.elapsed());
     }
 }

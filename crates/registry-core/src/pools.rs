@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{PgPool, types::Json};
+use sqlx::{PgExecutor, PgPool, types::Json};
 
 use crate::Error;
 
@@ -120,11 +120,25 @@ pub struct ScalingDecision {
 
 #[derive(sqlx::FromRow)]
 struct OwnRow {
+    process: String,
     owned: bool,
     owner_now: String,
     epoch: i64,
     desired: i32,
     lease_left_ms: i64,
+}
+
+impl OwnRow {
+    fn told(self) -> (String, Ownership) {
+        let desired = to_count(self.desired);
+        let ownership = if self.owned {
+            Ownership::Mine { epoch: self.epoch, desired }
+        } else {
+            let lease_left = Duration::from_millis(u64::try_from(self.lease_left_ms).unwrap_or(0));
+            Ownership::Theirs { owner: self.owner_now, desired, lease_left }
+        };
+        (self.process, ownership)
+    }
 }
 
 impl Pools {
@@ -139,29 +153,43 @@ impl Pools {
     /// # Errors
     /// [`Error::Database`], also for bounds that contradict each other and for a lease out of its range.
     pub async fn own(&self, claim: &PoolClaim) -> Result<Ownership, Error> {
-        let row: OwnRow = sqlx::query_as(
+        let mut owned = Self::own_all(&self.pool, &[claim]).await?;
+        owned.pop().map(|(_process, ownership)| ownership).ok_or(Error::Database(sqlx::Error::RowNotFound))
+    }
+
+    /// The same for many at once, by a connection of the caller's; answers by the name of the process. It is done for all
+    /// of them or for none.
+    ///
+    /// # Errors
+    /// As [`own`](Self::own).
+    pub async fn own_all(
+        executor: impl PgExecutor<'_>,
+        claims: &[&PoolClaim],
+    ) -> Result<Vec<(String, Ownership)>, Error> {
+        let counts = |of: fn(&PoolClaim) -> u32| claims.iter().map(|claim| to_integer(of(claim))).collect::<Vec<_>>();
+        let lease_ms = |claim: &&PoolClaim| i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX);
+        // in the order of their names: two who want the same ones must not wait for each other
+        let rows: Vec<OwnRow> = sqlx::query_as(
             "
-            select o.owned, o.owner_now, o.epoch, o.desired, o.lease_left_ms
-              from registry.own_pool(
-                process => $1, owner => $2, lease => $3 * interval '1 millisecond', min_count => $4, max_count => $5,
-                start_count => $6) as o
+            select c.process, o.owned, o.owner_now, o.epoch, o.desired, o.lease_left_ms
+              from (select * from unnest($1::text[], $2::text[], $3::bigint[], $4::integer[], $5::integer[], $6::integer[])
+                             as w (process, owner, lease_ms, min_count, max_count, start_count)
+                     order by w.process) as c
+             cross join lateral registry.own_pool(
+                process => c.process, owner => c.owner, lease => c.lease_ms * interval '1 millisecond',
+                min_count => c.min_count, max_count => c.max_count, start_count => c.start_count) as o
             ",
         )
-        .bind(&claim.process)
-        .bind(&claim.owner)
-        .bind(i64::try_from(claim.lease.as_millis()).unwrap_or(i64::MAX))
-        .bind(to_integer(claim.min))
-        .bind(to_integer(claim.max))
-        .bind(to_integer(claim.start))
-        .fetch_one(&self.pool)
+        .bind(claims.iter().map(|claim| claim.process.as_str()).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.owner.as_str()).collect::<Vec<_>>())
+        .bind(claims.iter().map(lease_ms).collect::<Vec<_>>())
+        .bind(counts(|claim| claim.min))
+        .bind(counts(|claim| claim.max))
+        .bind(counts(|claim| claim.start))
+        .fetch_all(executor)
         .await
         .map_err(Error::Database)?;
-        let desired = to_count(row.desired);
-        if row.owned {
-            return Ok(Ownership::Mine { epoch: row.epoch, desired });
-        }
-        let lease_left = Duration::from_millis(u64::try_from(row.lease_left_ms).unwrap_or(0));
-        Ok(Ownership::Theirs { owner: row.owner_now, desired, lease_left })
+        Ok(rows.into_iter().map(OwnRow::told).collect())
     }
 
     /// Sets the desired count from one number to another and writes down why; the same number twice only writes it down.

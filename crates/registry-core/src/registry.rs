@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cogo_contracts::AgentState;
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgExecutor, PgPool};
 use uuid::Uuid;
 
 use crate::{
@@ -222,6 +222,19 @@ impl Registry {
     /// [`Error::Database`], also when `dead_after` is shorter than `suspect_after`.
     pub async fn sweep(&self, suspect_after: Duration, dead_after: Duration) -> Result<SweepOutcome, Error> {
         store::sweep(&self.pool, milliseconds(suspect_after), milliseconds(dead_after)).await.map_err(Error::Database)
+    }
+
+    /// For how long a sweep with this `suspect_after` will find nothing to do, by a connection of the caller's: nobody can
+    /// be silent for so long before. A short question that writes nothing. Whoever goes by it sweeps several times within
+    /// `dead_after` all the same: a sweep after a long pause first waits for beats.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn all_well_for(executor: impl PgExecutor<'_>, suspect_after: Duration) -> Result<Duration, Error> {
+        let (silence_ms, ended_lately) = store::longest_silence(executor).await.map_err(Error::Database)?;
+        // one that joins later beats later
+        let silence = Duration::from_millis(silence_ms.map_or(0, |ms| u64::try_from(ms).unwrap_or(0)));
+        Ok(if ended_lately { Duration::ZERO } else { suspect_after.saturating_sub(silence) })
     }
 
     /// Forgets up to `max_rows` runs that ended longer ago than `keep`; answers how many.

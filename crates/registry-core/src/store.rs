@@ -183,6 +183,20 @@ pub(crate) async fn deregister(
     sqlx::query_scalar("select registry.deregister($1, null, $2)").bind(instance).bind(reason).fetch_one(executor).await
 }
 
+/// Milliseconds since the last beat of the agent that has been silent for longest, none if there is nobody; and whether
+/// one has ended so lately that a claim of its may still come to light.
+pub(crate) async fn longest_silence(executor: impl PgExecutor<'_>) -> Result<(Option<i64>, bool), sqlx::Error> {
+    sqlx::query_as(
+        "
+        select (extract(epoch from clock_timestamp() - (select min(b.beat_at) from registry.beats b)) * 1000)::bigint,
+               exists (select from registry.agents a
+                        where a.state = 'terminated' and a.ended_at > clock_timestamp() - interval '2 minutes')
+        ",
+    )
+    .fetch_one(executor)
+    .await
+}
+
 pub(crate) async fn sweep(
     executor: impl PgExecutor<'_>,
     suspect_after_ms: i64,

@@ -20,27 +20,31 @@ use crate::{entry::Entry, query::Query, selection, snapshot::Snapshot};
 pub struct ViewSettings {
     /// Lookups are refused when the copy has not been confirmed for longer than this.
     pub max_staleness: Duration,
-    /// The copy is confirmed at least this often.
+    /// The copy is confirmed at least this often, by a question of its own unless a beat has done it.
     pub confirm_every: Duration,
     /// How old the loads may be by which agents are chosen; they are read only while somebody chooses.
     pub load_every: Duration,
     /// First and longest pause before a broken connection is opened again.
     pub reconnect: (Duration, Duration),
-    /// How long the database may take for one answer.
+    /// How long the database may take for one answer while the copy is read anew.
     pub deadline: Duration,
+    /// How long it may take to tell what is new over a line that worked before. With `confirm_every` and the first pause it
+    /// must leave time to read anew within `max_staleness`, or a line that dies silently makes lookups fail.
+    pub confirm_within: Duration,
     /// More changes than this at once are not gone through one by one: the whole registry is read instead.
     pub most_changes: u32,
 }
 
 impl Default for ViewSettings {
-    /// Refuses after 10 s, which is two beats; confirms every 4 s.
+    /// Refuses after 10 s, which is two beats; confirms every 6 s, which is a little more than a beat.
     fn default() -> Self {
         Self {
             max_staleness: Duration::from_secs(10),
-            confirm_every: Duration::from_secs(4),
+            confirm_every: Duration::from_secs(6),
             load_every: Duration::from_secs(5),
             reconnect: (Duration::from_millis(200), Duration::from_secs(5)),
             deadline: Duration::from_secs(4),
+            confirm_within: Duration::from_secs(2),
             most_changes: 5000,
         }
     }
@@ -82,6 +86,8 @@ pub(crate) struct Shared {
     /// Newest version that somebody else, such as the heartbeat, has heard of.
     pub(crate) heard: Notify,
     pub(crate) loads_wanted: AtomicBool,
+    /// Tells the follower of the first such wish since it last looked.
+    pub(crate) load_wish: Notify,
     /// What the database's clock showed, and when; tokens are judged by it.
     database_time: ArcSwapOption<(DateTime<Utc>, Instant)>,
     /// What the next random choice is made from.
@@ -106,6 +112,7 @@ impl View {
             version: watch::Sender::new(0),
             heard: Notify::new(),
             loads_wanted: AtomicBool::new(false),
+            load_wish: Notify::new(),
             database_time: ArcSwapOption::empty(),
             dice: AtomicU64::new(seed),
             origin: Instant::now(),
@@ -226,8 +233,9 @@ impl View {
     }
 
     fn want_loads(&self) {
-        if !self.0.loads_wanted.load(Ordering::Relaxed) {
-            self.0.loads_wanted.store(true, Ordering::Relaxed);
+        // a load before the swap: lookups share the line of the cache as long as nobody writes to it
+        if !self.0.loads_wanted.load(Ordering::Relaxed) && !self.0.loads_wanted.swap(true, Ordering::Relaxed) {
+            self.0.load_wish.notify_one();
         }
     }
 
@@ -261,6 +269,11 @@ impl Shared {
         self.current.load().confirm(self.micros(asked));
     }
 
+    /// When the current snapshot was last known to be the newest; the origin before the first reading.
+    pub(crate) fn confirmed(&self) -> Instant {
+        self.origin + Duration::from_micros(self.current.load().confirmed.load(Ordering::Acquire))
+    }
+
     /// The database's clock showed this after `asked`.
     pub(crate) fn saw_time(&self, shown: DateTime<Utc>, asked: Instant) {
         self.database_time.store(Some(Arc::new((shown, asked))));
@@ -269,5 +282,17 @@ impl Shared {
     fn micros(&self, at: Instant) -> u64 {
         // 1 at least, since 0 stands for never
         u64::try_from(at.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_dies_silently_leaves_time_to_read_anew_before_lookups_are_refused() {
+        let ViewSettings { max_staleness, confirm_every, confirm_within, reconnect, .. } = ViewSettings::default();
+        let noticed_after = confirm_every + confirm_within + reconnect.0;
+        assert!(noticed_after + Duration::from_secs(1) < max_staleness, "{noticed_after:?} of {max_staleness:?}");
     }
 }

@@ -90,7 +90,7 @@ impl Chores {
         F: Future<Output = anyhow::Result<Option<String>>> + Send,
     {
         let mut turn = tokio::time::interval(period.max(SHORTEST_PERIOD));
-        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.change(name, |state| state.report.period_ms = period.as_millis());
         loop {
             tokio::select! {

@@ -14,7 +14,7 @@ use opentelemetry::metrics::Meter;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::PgPool;
 use tokio::sync::{broadcast, watch};
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::{
     AllowedRoots, BatchHandler, FrameSettings, Handler, Stop,
@@ -290,8 +290,17 @@ impl<S> Frame<S> {
         W: FnMut() -> F + Send + 'static,
         F: Future<Output = anyhow::Result<Option<String>>> + Send + 'static,
     {
-        let chores = self.chores.clone();
-        self.parts.push(Box::pin(chores.run(name, period, self.stop.soft().clone(), work)));
+        let running = self.chores.clone().run(name, period, self.stop.soft().clone(), work);
+        self.parts.push(Box::pin(on_work_thread(self.tracker.clone(), running)));
+    }
+}
+
+/// Runs where its connections and timers are served: on the thread of the parts each word of the database would wake two.
+async fn on_work_thread(tracker: TaskTracker, running: impl Future<Output = ()> + Send + 'static) {
+    if let Err(error) = AbortOnDropHandle::new(tracker.spawn(running)).await
+        && let Ok(panic) = error.try_into_panic()
+    {
+        std::panic::resume_unwind(panic);
     }
 }
 
@@ -305,5 +314,30 @@ pub(crate) async fn hurry_on(view: View, mut hints: broadcast::Receiver<Wake>) {
             Ok(_) => {}
             Err(broadcast::error::RecvError::Closed) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::AssertUnwindSafe;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_of_a_chore_is_that_of_the_process() {
+        let chore = on_work_thread(TaskTracker::new(), async { panic!("no way on") });
+        let panic = AssertUnwindSafe(chore).catch_unwind().await.unwrap_err();
+        assert_eq!(crate::attempt::panic_text(&*panic), "no way on");
+    }
+
+    #[tokio::test]
+    async fn chore_ends_with_its_part() {
+        let tracker = TaskTracker::new();
+        let part = on_work_thread(tracker.clone(), std::future::pending());
+        assert!(tokio::time::timeout(Duration::from_millis(20), part).await.is_err());
+        tracker.close();
+        tokio::time::timeout(Duration::from_secs(20), tracker.wait()).await.expect("it is dropped");
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use cogo_contracts::DecideRequest;
 use cogo_registry_core::View;
 use serde_json::Value;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::{decision::Decision, plan::Refusal, policy::Policy, scorers::kg::Coverage, sense::Snapshot, store};
@@ -68,9 +68,15 @@ impl Brain {
     /// # Errors
     /// When the database does not answer; the old snapshot stays.
     pub async fn refresh(&self) -> anyhow::Result<()> {
-        let fresh = store::load_snapshot(&self.pool, self.view.as_ref()).await.context("load a snapshot")?;
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
-        Ok(())
+        let mut connection = self.pool.acquire().await.context("load a snapshot")?;
+        self.refresh_by(&mut connection).await.map(drop)
+    }
+
+    /// The same by a connection of the caller's; answers whether there is anything to learn from, if that was seen.
+    pub(crate) async fn refresh_by(&self, connection: &mut PgConnection) -> anyhow::Result<Option<bool>> {
+        let seen = store::load_snapshot(connection, self.view.as_ref()).await.context("load a snapshot")?;
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(seen.snapshot);
+        Ok(seen.news)
     }
 
     /// Takes a decision and changes nothing.

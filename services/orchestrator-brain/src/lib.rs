@@ -28,7 +28,7 @@ pub use brain::{Brain, DecideError};
 pub use decision::{Decision, Provenance, RecordedCandidate, replay};
 pub use handler::Decider;
 pub use http::routes;
-pub use observe::observe;
+pub use observe::{Lookout, observe};
 pub use plan::{Limits, Refusal};
 pub use policy::{Policy, PolicyError, Weights};
 pub use sense::{Snapshot, Target};

@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use cogo_bus_core::{Event, execution_events_after};
+use cogo_db::Kept;
 use sqlx::PgPool;
+use tokio::sync::Mutex;
 
 use crate::{
+    brain::Brain,
     evaluate::{Outcome, outcome},
     store,
 };
@@ -31,6 +34,41 @@ pub async fn observe(pool: &PgPool, half_life: Duration) -> anyhow::Result<usize
         if events.len() < PAGE as usize {
             return Ok(learned);
         }
+    }
+}
+
+/// What looks every other second: at what happened, and at targets and agents.
+#[derive(Debug)]
+pub struct Lookout(Mutex<Kept>);
+
+impl Lookout {
+    /// Looks at the database of this pool.
+    #[must_use]
+    pub fn new(pool: &PgPool) -> Self {
+        Self(Mutex::new(Kept::beside(pool)))
+    }
+
+    /// Makes the brain see how things are, and learns from what is new; answers how many outcomes were learned from.
+    ///
+    /// # Errors
+    /// When the database does not answer; what was not learned is learned at the next look.
+    pub async fn look(&self, brain: &Brain) -> anyhow::Result<usize> {
+        let mut kept = self.0.lock().await;
+        let seen = kept.ask(brain, |connection, brain| {
+            Box::pin(async move {
+                match brain.refresh_by(connection).await? {
+                    Some(seen) => Ok(seen),
+                    None => store::has_news(connection).await.context("look whether work has ended"),
+                }
+            })
+        });
+        if !seen.await.context("ask how things are")?? {
+            return Ok(0);
+        }
+        let learned = observe(brain.pool(), brain.policy().half_life()).await?;
+        let shown = kept.ask(brain, |connection, brain| Box::pin(brain.refresh_by(connection)));
+        shown.await.context("ask how things are now")??;
+        Ok(learned)
     }
 }
 

@@ -7,7 +7,7 @@ use cogo_contracts::{Route, routes};
 use cogo_service_runtime::{Frame, Service};
 
 use crate::{
-    brain::Brain, handler::Decider, http, observe::observe, policy::Policy, settings::Settings, store::forget_decisions,
+    brain::Brain, handler::Decider, http, observe::Lookout, policy::Policy, settings::Settings, store::forget_decisions,
 };
 
 /// Time between two removals of old decisions.
@@ -30,17 +30,15 @@ impl Service for OrchestratorBrain {
 
     async fn start(frame: &mut Frame<Settings>) -> anyhow::Result<()> {
         let policy = Policy::new(frame.settings()).context("read the policy")?;
-        let half_life = policy.half_life();
         let brain = Arc::new(Brain::new(frame.pool().clone(), policy).looking_at(frame.follow_registry()));
         frame.routes(http::routes(Arc::clone(&brain), frame.bus().clone()));
         frame.worker(Decider::new(Arc::clone(&brain)));
         let period = Duration::from_millis(frame.settings().observe_ms);
-        let observing = Arc::clone(&brain);
+        let (observing, lookout) = (Arc::clone(&brain), Arc::new(Lookout::new(frame.pool())));
         frame.chore("observe", period, move || {
-            let brain = Arc::clone(&observing);
+            let (brain, lookout) = (Arc::clone(&observing), Arc::clone(&lookout));
             async move {
-                let learned = observe(brain.pool(), half_life).await?;
-                brain.refresh().await?;
+                let learned = lookout.look(&brain).await?;
                 Ok((learned > 0).then(|| format!("learned from {learned} outcomes")))
             }
         });

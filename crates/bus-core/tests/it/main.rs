@@ -22,6 +22,7 @@ mod model;
 mod partials;
 mod reading;
 mod requests;
+mod rest;
 mod retention;
 mod schedules;
 mod schema;

@@ -16,7 +16,7 @@ use crate::support::{ROUTE, bus, claim, message, numbered};
 const WINDOW: Duration = Duration::from_secs(300);
 
 /// Connections that are `service_role` from their first moment, as those of a worker's own role are.
-async fn as_service_role(database: &TestDatabase) -> PgPool {
+pub(crate) async fn as_service_role(database: &TestDatabase) -> PgPool {
     let options: PgConnectOptions = database.url.parse().unwrap();
     let options = options.options([("role", "service_role")]);
     PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap()

@@ -180,3 +180,20 @@ async fn the_owner_moves_the_bounds_and_bad_bounds_are_refused() {
         assert!(pools.own(&bad).await.is_err(), "{bad:?}");
     }
 }
+
+#[tokio::test]
+async fn many_pools_are_owned_at_once_each_on_its_own_terms() {
+    let database = database().await;
+    let pools = Pools::new(database.pool.clone());
+    let other = PoolClaim { process: "kg-builder".to_owned(), min: 2, max: 3, start: 3, ..claim("up#1") };
+    let theirs = PoolClaim { process: "gateway-chat".to_owned(), ..claim("up#1") };
+    assert_eq!(epoch(&pools, &PoolClaim { owner: "up#2".to_owned(), ..theirs.clone() }).await, 1);
+    let mine = claim("up#1");
+    let mut owned = Pools::own_all(&database.pool, &[&mine, &other, &theirs]).await.unwrap();
+    owned.sort_by(|one, another| one.0.cmp(&another.0));
+    let [(gateway, Ownership::Theirs { owner, .. }), builder, embed] = owned.as_slice() else { panic!("{owned:?}") };
+    assert_eq!((gateway.as_str(), owner.as_str()), ("gateway-chat", "up#2"));
+    assert_eq!(*builder, ("kg-builder".to_owned(), Ownership::Mine { epoch: 1, desired: 3 }));
+    assert_eq!(*embed, ("rag-embed".to_owned(), Ownership::Mine { epoch: 1, desired: 2 }));
+    assert_eq!(Pools::own_all(&database.pool, &[]).await.unwrap(), []);
+}

@@ -270,3 +270,29 @@ async fn a_sweep_with_impossible_times_is_refused() {
     let registry = Registry::new(database.pool.clone());
     assert!(registry.sweep(Duration::from_secs(30), Duration::from_secs(15)).await.is_err());
 }
+
+#[tokio::test]
+async fn nobody_needs_a_sweep_until_somebody_can_have_been_silent_for_long_enough() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let suspect_after = Duration::from_secs(12 * 3600);
+    let well_for = async || Registry::all_well_for(&database.pool, suspect_after).await.unwrap();
+    assert_eq!(well_for().await, suspect_after, "there is nobody");
+    let fresh = active(&registry, "rag-embed", 0).await;
+    let quiet = active(&registry, "rag-embed", 1).await;
+    keep_fresh(&database.pool, &fresh).await;
+    last_beat(&database.pool, &quiet, suspect_after / 3).await;
+    let two_thirds = suspect_after * 2 / 3;
+    let left = well_for().await;
+    assert!(left <= two_thirds && left > two_thirds - Duration::from_secs(600), "{left:?}");
+    last_beat(&database.pool, &quiet, suspect_after * 2).await;
+    assert_eq!(well_for().await, Duration::ZERO);
+    // one that has ended may have claimed in its last moment
+    registry.deregister(quiet.instance_id, "test").await.unwrap();
+    assert_eq!(well_for().await, Duration::ZERO);
+    sqlx::query("update registry.agents set ended_at = ended_at - interval '3 minutes' where state = 'terminated'")
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    assert_eq!(well_for().await, suspect_after);
+}

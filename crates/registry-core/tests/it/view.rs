@@ -288,3 +288,49 @@ async fn choices_follow_the_loads_that_beats_tell() {
     assert!(view.power_of_two(&Query::capability("fly")).unwrap().value.is_none());
     following.stop().await;
 }
+
+#[tokio::test]
+async fn loads_are_read_again_once_somebody_chooses_by_them() {
+    let database = database().await;
+    let registry = Registry::new(database.pool.clone());
+    let member = active(&registry, "rag-embed", 0).await;
+    let load_every = Duration::from_millis(50);
+    let hour = Duration::from_secs(3600);
+    let settings = ViewSettings { load_every, confirm_every: hour, max_staleness: hour, ..ViewSettings::default() };
+    let following = Following::start_with(&registry, settings).await;
+    // nobody chooses for longer than the loads are good
+    tokio::time::sleep(load_every * 4).await;
+    registry.beat(&member, 1, 7).await.unwrap();
+    tokio::time::sleep(load_every * 4).await;
+    let in_flight = || following.view.resolve("rag-embed/0").unwrap().value.unwrap().in_flight();
+    assert_eq!(in_flight(), 0, "loads are read only while somebody wants them");
+    following.view.find_healthy(&Query::name("rag-embed")).unwrap();
+    let read = async {
+        while in_flight() != 7 {
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    timeout(Duration::from_secs(20), read).await.expect("the wish is heard while the follower rests");
+    following.stop().await;
+}
+
+#[test]
+fn one_who_follows_sleeps_while_nothing_happens() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let database = database().await;
+        let registry = Registry::new(database.pool.clone());
+        active(&registry, "rag-embed", 0).await;
+        let (load_every, hour) = (Duration::from_millis(1), Duration::from_secs(3600));
+        let settings = ViewSettings { load_every, confirm_every: hour, max_staleness: hour, ..ViewSettings::default() };
+        let following = Following::start_with(&registry, settings).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let woken = || tokio::runtime::Handle::current().metrics().worker_park_count(0);
+        let before = woken();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let woken = woken() - before;
+        following.stop().await;
+        // the clock of the test and the turns of the timer's wheel
+        assert!(woken < 12, "{woken} times within 3 s");
+    });
+}

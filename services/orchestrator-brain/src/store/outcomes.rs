@@ -12,6 +12,17 @@ pub(crate) async fn events_through(pool: &PgPool) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("select events_through from public.orch_progress").fetch_one(pool).await
 }
 
+/// Whether work has ended, or an attempt of it, that nobody is known to have learned from.
+pub(crate) async fn has_news(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "select exists (select from public.bus_events e
+                         where e.kind in ('execute_done', 'execute_retry', 'execute_failed') and e.id > p.events_through)
+           from public.orch_progress p",
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// Makes this transaction the only one that learns.
 pub(crate) async fn lock_progress(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select one from public.orch_progress for update").execute(connection).await?;

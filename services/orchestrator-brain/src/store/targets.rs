@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use cogo_contracts::Route;
 use cogo_registry_core::{Query, Stale, View};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use crate::{
     scorers::kg::Coverage,
@@ -30,6 +30,7 @@ struct TargetRow {
     uses_knowledge: bool,
     live: bool,
     seen_at: DateTime<Utc>,
+    news: bool,
     #[sqlx(flatten)]
     stats: Stats,
 }
@@ -71,21 +72,34 @@ fn lives(view: &View, route: &Route, agent: Option<&str>) -> Result<bool, Stale>
         || agent.is_some_and(|name| any(Query::name(name)) == Ok(true)))
 }
 
+/// How things are.
+pub(crate) struct Seen {
+    pub(crate) snapshot: Snapshot,
+    /// As [`has_news`](super::has_news); not known where there is no target.
+    pub(crate) news: Option<bool>,
+}
+
 /// All enabled targets with what was learned of them and whether an active agent serves them: out of the copy of the
 /// registry if there is one that can tell, else out of the database.
-pub(crate) async fn load_snapshot(pool: &PgPool, view: Option<&View>) -> anyhow::Result<Snapshot> {
+pub(crate) async fn load_snapshot(connection: &mut PgConnection, view: Option<&View>) -> anyhow::Result<Seen> {
     if let Some(view) = view.filter(|view| view.look(|_| ()).is_ok()) {
-        let mut rows = read_targets(pool, AskRegistry::No).await?;
-        let asked: Result<(), Stale> = rows.iter_mut().try_for_each(|(target, agent)| {
-            target.live = lives(view, &target.route, agent.as_deref())?;
+        let mut rows = read_targets(connection, AskRegistry::No).await?;
+        let asked: Result<(), Stale> = rows.iter_mut().try_for_each(|row| {
+            row.target.live = lives(view, &row.target.route, row.agent.as_deref())?;
             Ok(())
         });
         if asked.is_ok() {
-            return Ok(Snapshot { targets: rows.into_iter().map(|(target, _)| target).collect() });
+            return Ok(Seen::of(rows));
         }
     }
-    let rows = read_targets(pool, AskRegistry::Yes).await?;
-    Ok(Snapshot { targets: rows.into_iter().map(|(target, _)| target).collect() })
+    Ok(Seen::of(read_targets(connection, AskRegistry::Yes).await?))
+}
+
+impl Seen {
+    fn of(rows: Vec<Row>) -> Self {
+        let news = rows.first().map(|row| row.news);
+        Self { snapshot: Snapshot { targets: rows.into_iter().map(|row| row.target).collect() }, news }
+    }
 }
 
 /// Whether the database shall say who lives.
@@ -95,14 +109,25 @@ enum AskRegistry {
     No,
 }
 
-/// All enabled targets, each with the agent that it names.
-async fn read_targets(pool: &PgPool, ask: AskRegistry) -> anyhow::Result<Vec<(Target, Option<String>)>> {
+/// A target and what came with it.
+struct Row {
+    target: Target,
+    /// The agent that it names.
+    agent: Option<String>,
+    news: bool,
+}
+
+/// All enabled targets; beside each whether there are news, which spares whoever looks for both a statement.
+async fn read_targets(connection: &mut PgConnection, ask: AskRegistry) -> anyhow::Result<Vec<Row>> {
     let rows: Vec<TargetRow> = sqlx::query_as(
         "select t.target_id, t.intent, t.tenant, t.service, t.role, t.shard, t.agent, t.model,
                 t.slo_ms::double precision as slo_ms, t.ttl_ms, t.max_cost_usd, t.max_tokens,
                 t.price_usd_per_1k_tokens, t.cost_prior_usd, t.uses_knowledge,
                 $1 and exists (select from public.orch_agents_of(t.service, t.role, t.shard)) as live,
                 clock_timestamp() as seen_at,
+                exists (select from public.bus_events e
+                         where e.kind in ('execute_done', 'execute_retry', 'execute_failed')
+                           and e.id > (select p.events_through from public.orch_progress p)) as news,
                 coalesce(s.decisions, 0) as decisions, coalesce(s.done, 0) as done, coalesce(s.failed, 0) as failed,
                 coalesce(s.retried, 0) as retried, coalesce(s.usage_count, 0) as usage_count,
                 coalesce(s.cost_usd_sum, 0) as cost_usd_sum, coalesce(s.tokens_sum, 0) as tokens_sum,
@@ -114,12 +139,12 @@ async fn read_targets(pool: &PgPool, ask: AskRegistry) -> anyhow::Result<Vec<(Ta
           order by t.target_id",
     )
     .bind(ask == AskRegistry::Yes)
-    .fetch_all(pool)
+    .fetch_all(connection)
     .await?;
     rows.into_iter()
         .map(|mut row| {
-            let agent = row.agent.take();
-            Ok((Target::try_from(row)?, agent))
+            let (agent, news) = (row.agent.take(), row.news);
+            Ok(Row { target: Target::try_from(row)?, agent, news })
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cogo_bus_core::{Completion, Failure};
-use cogo_orchestrator_brain::{Brain, Policy, Settings, Stats, forget_decisions, observe};
+use cogo_orchestrator_brain::{Brain, Lookout, Policy, Settings, Stats, forget_decisions, observe};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -187,4 +187,23 @@ async fn old_decisions_go_with_their_outcomes_and_statistics_stay() {
     assert_eq!((world.count("public.orch_decisions").await, world.count("public.orch_outcomes").await), (0, 0));
     assert_eq!(learn(&world).await, 0);
     assert_eq!(stats(&world).await.done, 1);
+}
+
+#[tokio::test]
+async fn one_look_learns_and_shows_what_was_learned_also_where_no_target_is_left() {
+    let world = world().await;
+    world.agent("gateway-chat", &[]).await;
+    let (_, decision) = world.decide(&ask()).await;
+    let lookout = Lookout::new(&world.database.pool);
+    assert_eq!(lookout.look(&world.brain).await.unwrap(), 0);
+    done(&world, decision.id).await;
+    assert_eq!(lookout.look(&world.brain).await.unwrap(), 1);
+    assert_eq!(world.brain.snapshot().candidates("acme", "ask").next().unwrap().stats.done, 1);
+    assert_eq!(lookout.look(&world.brain).await.unwrap(), 0);
+
+    let (_, decision) = world.decide(&ask()).await;
+    failed(&world, decision.id).await;
+    sqlx::query("update public.orch_targets set enabled = false").execute(&world.database.pool).await.unwrap();
+    assert_eq!(lookout.look(&world.brain).await.unwrap(), 1, "what ended is learned from all the same");
+    assert!(world.brain.snapshot().targets.is_empty());
 }

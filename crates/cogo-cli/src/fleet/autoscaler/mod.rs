@@ -3,22 +3,23 @@
 //! One `cogo up` at a time decides about a pool, held by a fenced lease in the registry; another that runs the same
 //! process leaves its own instances as they are. Without figures nothing is decided, nor about a process that is drained.
 
+mod figures;
 mod pool;
 
 use std::time::{Duration, Instant};
 
 use cogo_bus_core::Load;
 use cogo_db::PoolSettings;
-use cogo_registry_core::{Decided, Ownership, Pools};
+use cogo_registry_core::{Decided, Ownership, PoolClaim, Pools};
 use cogo_supervision::autoscale::{Decision, Limit, Settings};
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::json;
-use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::failure::{Failure, chain};
 
+use figures::Figures;
 use pool::Scaled;
 pub(crate) use pool::{Pace, ScaledPool, Scales};
 
@@ -61,14 +62,15 @@ pub(crate) async fn run(
     let pools: Vec<Scaled> = varying.into_iter().filter_map(|pool| Scaled::new(pool, &owner, pace.lease)).collect();
     let table = Pools::new(database.clone());
     let (begun, acts) = (Instant::now(), FuturesUnordered::new());
-    Loop { database, table, fleet, pace, begun, forgot_at: None, pools, acts }.turn(stop).await;
+    let figures = Figures::of(&database);
+    Loop { figures, table, fleet, pace, begun, forgot_at: None, pools, acts }.turn(stop).await;
 }
 
 /// An act that is over: the place of the pool, the count, what came of it.
 type Act = BoxFuture<'static, (usize, u32, Result<(), Failure>)>;
 
 struct Loop<F> {
-    database: PgPool,
+    figures: Figures,
     table: Pools,
     fleet: F,
     pace: Pace,
@@ -113,11 +115,9 @@ impl<F: Scales> Loop<F> {
     /// One look at everything; what fails is tried again at the next. Answers whether there was nothing to see.
     async fn look(&mut self) -> bool {
         let mut is_quiet = true;
-        for place in 0..self.pools.len() {
-            self.own(place).await;
-        }
+        self.own().await;
         if self.pools.iter().any(|scaled| scaled.epoch.is_some()) {
-            match cogo_bus_core::load(&self.database, self.pace.rate_window).await {
+            match self.figures.read(self.pace.rate_window).await {
                 Ok(figures) => {
                     is_quiet = figures.by_route.iter().all(|route| route.queued == 0 && route.claimed == 0);
                     for place in 0..self.pools.len() {
@@ -149,26 +149,34 @@ impl<F: Scales> Loop<F> {
         }
     }
 
-    /// Takes or renews the right to decide when it is time.
-    async fn own(&mut self, place: usize) {
-        let scaled = &mut self.pools[place];
+    /// Takes or renews the right to decide where it is time.
+    async fn own(&mut self) {
         let renew_after = self.pace.lease / 3;
-        if scaled.asked_at.is_some_and(|asked| asked.elapsed() < renew_after) {
+        let is_due = |scaled: &&Scaled| scaled.asked_at.is_none_or(|asked| asked.elapsed() >= renew_after);
+        let due: Vec<&PoolClaim> = self.pools.iter().filter(is_due).map(|scaled| &scaled.claim).collect();
+        if due.is_empty() {
             return;
         }
-        match self.table.own(&scaled.claim).await {
-            Ok(Ownership::Mine { epoch, desired }) => {
-                scaled.asked_at = Some(Instant::now());
-                if scaled.epoch.replace(epoch) != Some(epoch) {
-                    info!(process = scaled.pool.process, epoch, desired, "owns the size of the pool");
+        let owned = match self.figures.own(&due).await {
+            Ok(owned) => owned,
+            Err(error) => {
+                let processes = due.iter().map(|claim| claim.process.as_str()).collect::<Vec<_>>().join(", ");
+                warn!(error = chain(&error), processes, "leases of the pools not renewed");
+                return;
+            }
+        };
+        for (process, ownership) in owned {
+            let Some(scaled) = self.pools.iter_mut().find(|scaled| scaled.claim.process == process) else { continue };
+            scaled.asked_at = Some(Instant::now());
+            match ownership {
+                Ownership::Mine { epoch, desired } => {
+                    if scaled.epoch.replace(epoch) != Some(epoch) {
+                        info!(process, epoch, desired, "owns the size of the pool");
+                    }
+                    scaled.desired = desired;
                 }
-                scaled.desired = desired;
+                Ownership::Theirs { .. } => scaled.epoch = None,
             }
-            Ok(Ownership::Theirs { .. }) => {
-                scaled.asked_at = Some(Instant::now());
-                scaled.epoch = None;
-            }
-            Err(error) => warn!(error = chain(&error), process = scaled.pool.process, "lease of the pool not renewed"),
         }
     }
 
