@@ -1,22 +1,24 @@
 /** The work. This does what the payload of a message says, so that the tests can order it; put yours into `handle`. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { ask, call, type Ending, Failure, type Message } from "./bus.ts";
-
-type Emit = (part: any) => Promise<unknown>;
+import { call, serve } from "./worker.ts";
 
 /** Must stop when the signal fires; whatever it answers then is not written. */
-export async function handle(message: Message, emit: Emit, signal: AbortSignal): Promise<Ending> {
-  const orders = { ...message.payload, ...message.payload.attempts?.[message.attempt] };
-  const ending: Ending = { result: { holder: message.holder }, snippet: orders.snippet, follow_ups: orders.follow_ups };
-  await emit({ holder: message.holder }); // a part of the result, seen before the end
+async function handle(message: any, emit: (part: any) => Promise<unknown>, signal: AbortSignal) {
+  const { id, holder, attempt, payload, tenant } = message;
+  const orders = { ...payload, ...payload.attempts?.[attempt] };
+  const ending: any = { result: { holder }, snippet: orders.snippet, follow_ups: orders.follow_ups };
+  await emit({ holder }); // a part of the result, seen before the end
   await sleep(orders.work_ms ?? 0, undefined, { signal });
-  if (orders.failure) throw new Failure("as ordered", orders.failure);
-  if (orders.question) ending.result.reply = await ask(message, orders.question, 3_600_000, signal);
+  if (orders.failure) return { error: "as ordered", ...orders.failure };
+  if (orders.question)
+    ending.result.reply = await call("bus.ask($1, $2, $3, $4, 3600000)", [id, holder, attempt, orders.question]);
   if (orders.text) {
-    const stored = await call("bus.put_artifact", message.tenant, "text/plain", Buffer.from(orders.text));
+    const stored = await call("bus.put_artifact($1, 'text/plain', $2)", [tenant, Buffer.from(orders.text)]);
     ending.url = `/artifacts/${stored.digest}`;
   }
   if (orders.deposit) // stands if the completion does, and only then
-    ending.writes = async (own) => own`insert into deposits values (${message.id}, ${orders.deposit})`;
+    ending.writes = (own: any) => own`insert into deposits values (${id}, ${orders.deposit})`;
   return ending;
 }
+
+await serve(handle);

@@ -1,58 +1,60 @@
-"""A worker in Python 3.11 with psycopg 3: does what handler.py says. README.md tells contract and environment."""
-import asyncio, contextlib, functools, itertools, os, signal, uuid
-import bus, handler, psycopg
-from psycopg.types.json import Jsonb
+"""A worker in Python 3.11 with psycopg 3: serves what handler.py does. README.md tells contract and environment."""
+import asyncio, contextlib, functools, hashlib, itertools, json, os, re, signal, psycopg
+OURS = re.compile("AGENT_(SERVICE|ROLE|SHARD|DOMAIN|VERSION)|HOLDER_ID|CONCURRENCY|(BEAT|BUS_POLL|LEASE|GRACE)_MS")
+worker = {name.lower(): value for name, value in os.environ.items() if OURS.fullmatch(name)}
+worker["key_proof"] = hashlib.sha256(os.environ.get("AGENT_KEY", "").strip().encode()).hexdigest()
+connect = functools.partial(psycopg.AsyncConnection.connect, os.environ["DATABASE_URL"], autocommit=True,
+                            connect_timeout=5, keepalives_idle=15, tcp_user_timeout=15000)
+idle, in_hand, wake = [], {}, asyncio.Event()  # connections; messages by their ids, each with its job
 
-ROUTE = os.environ["AGENT_SERVICE"], os.environ["AGENT_ROLE"], int(os.environ.get("AGENT_SHARD", 0))
-PATH, INSTANCE = "/".join(map(str, ROUTE)), os.environ.get("HOLDER_ID", "python/0")
-NUMBERS = {"BUS_POLL_MS": 15000, "LEASE_MS": 30000, "GRACE_MS": 10000, "CONCURRENCY": 8}
-POLL, LEASE, GRACE, SLOTS = (int(os.environ.get(name, usual)) for name, usual in NUMBERS.items())
-FINAL = psycopg.DataError, psycopg.errors.CheckViolation  # what no other attempt could do better
-holder = f"{INSTANCE}#{uuid.uuid4()}"  # unlike any other run's; with the number of the attempt it is the fence
-wake, stop, in_hand = asyncio.Event(), asyncio.Event(), {}  # in hand: id -> (attempt, job)
+async def call(function, *values, writes=None, patience=int(os.environ.get("PATIENCE_MS", 15000)) / 1000):
+    "Calls a function, in one transaction after `writes`; again while the database is away or the answer is pending."
+    for tries in itertools.count():
+        try:
+            link = idle.pop() if idle else await connect()  # one that fails is forgotten, and thereby closed
+            async with asyncio.timeout(patience), link.transaction() if writes else contextlib.nullcontext():
+                if writes: await writes(link)
+                answer = (await (await link.execute(f"select to_jsonb(f) from {function} as f", values)).fetchone())[0]
+            idle.append(link)
+            if not isinstance(answer, dict) or answer.get("status") != "pending": return answer
+        except (psycopg.OperationalError, TimeoutError) as error:
+            if (getattr(error, "sqlstate", None) or "08")[:2] not in ("08", "40", "53", "57"): raise
+        await asyncio.sleep(0.05 * 2 ** min(tries, 4))
 
-async def end(fence, ending, writes=None):  # for a claim that was lost, nothing is written
-    if writes is None: return await bus.call("bus.settle", *fence, Jsonb(ending))
-    async with await bus.connect() as own:  # commits, or takes everything back
-        await writes(own)
-        settled = await own.execute("select bus.settle(%s, %s, %s, %s)", (*fence, Jsonb(ending)))
-        if await settled.fetchone() == (None,): await own.rollback()
-async def run(message):
-    fence, left = (message["id"], message["holder"], message["attempt"]), message["remaining_ms"]
-    numbers = itertools.count(1)
-    emit = lambda part: bus.call("bus.emit_one", *fence, next(numbers), Jsonb(part), LEASE)
+async def run(handle, message):
+    fence, lease, seq = [message[name] for name in ("id", "holder", "attempt")], message["lease_ms"], itertools.count(1)
+    emit = lambda part: call("bus.emit_one(%s, %s, %s, %s, %s, %s)", *fence, next(seq), json.dumps(part), lease)
     try:
-        async with asyncio.timeout(None if left is None else left / 1000): ending = await handler.handle(message, emit)
-        await bus.insist(functools.partial(end, fence, ending, ending.pop("writes", None)))
+        ending = await handle(message, emit)
+        writes, said = ending.pop("writes", None), json.dumps(ending)
+        if writes: await call("bus.settle_or_raise(%s, %s, %s, %s)", *fence, said, writes=writes, patience=None)
+        message["ending"] = said
     except Exception as error:
-        usual = {"error": repr(error), "retriable": not isinstance(error, FINAL)}
-        await end(fence, usual | getattr(error, "how", {}))
-    in_hand.pop(message["id"], None)
+        message["ending"] = json.dumps({"error": repr(error), "code": getattr(error, "sqlstate", None)})
     wake.set()
-def drop(id):
-    if id in in_hand: in_hand.pop(id)[1].cancel()
-    wake.set()
-def held(): return Jsonb({id: attempt for id, (attempt, _) in in_hand.items()})
-def retire():  # claims nothing new; what is in hand has the time of grace, then it is handed back
-    stop.set()
-    wake.set()
-    asyncio.get_running_loop().call_later(GRACE / 1000, lambda: [drop(id) for id in list(in_hand)])
-    asyncio.get_running_loop().call_later(GRACE / 1000 + 5, os._exit, 1)  # the database is away: the leases will lapse
+
 async def hear():  # hints only: what they miss, the next look finds
-    async for channel, payload in bus.hints():
-        if channel == "bus_cancel": drop(payload)
-        elif payload in ("", PATH): wake.set()
-async def main():
+    while True:
+        with contextlib.suppress(psycopg.OperationalError):
+            async with await connect() as ears:
+                await ears.execute("listen bus_ready; listen bus_cancel")
+                wake.set()
+                async for hint in ears.notifies():
+                    if hint.payload == worker.get("route") or hint.payload in in_hand: wake.set()
+        await asyncio.sleep(1)
+def retire():  # claims nothing new; what is in hand has the time of grace, then it is handed back
+    worker["stopping"] = True
+    wake.set()  # below: the database is away, the leases will lapse
+    asyncio.get_running_loop().call_later(int(worker.get("grace_ms", 10000)) / 1000 + 5, os._exit, 1)
+
+async def serve(handle):
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, retire)
-    async with asyncio.TaskGroup() as tasks:
-        hearing = tasks.create_task(hear())
-        while in_hand or not stop.is_set():
-            wake.clear()
-            for id in await bus.call("bus.renew", holder, held(), LEASE): drop(id)
-            free = 0 if stop.is_set() else SLOTS - len(in_hand)
-            look = await bus.call("bus.look", *ROUTE, holder, INSTANCE, held(), free, LEASE, POLL)
-            for it in look["messages"]: in_hand[it["id"]] = it["attempt"], tasks.create_task(run(it))
-            with contextlib.suppress(TimeoutError): await asyncio.wait_for(wake.wait(), look["next_ms"] / 1000)
-        hearing.cancel()
-    await bus.call("bus.hand_back_unheld", holder, PATH, [])
-if __name__ == "__main__": asyncio.run(main())
+    hearing = asyncio.create_task(hear())
+    while worker.get("next_ms", 0) is not None:
+        wake.clear()
+        held = {id: {"attempt": it["attempt"], "ending": it.get("ending")} for id, (it, _) in in_hand.items()}
+        step = await call("bus.work(%s, %s)", json.dumps(worker), json.dumps(held))
+        worker.update(step["worker"])
+        for id in step["over"]: in_hand.pop(id)[1].cancel()
+        for it in step["messages"]: in_hand[it["id"]] = it, asyncio.create_task(run(handle, it))
+        with contextlib.suppress(TimeoutError): await asyncio.wait_for(wake.wait(), (worker["next_ms"] or 0) / 1000)

@@ -1,60 +1,60 @@
-/** A worker in TypeScript with postgres.js: does what handler.ts says. README.md tells contract and environment. */
-import { randomUUID } from "node:crypto";
-import * as bus from "./bus.ts";
-import { handle } from "./handler.ts";
-const { AGENT_SERVICE: service, AGENT_ROLE: role, HOLDER_ID: instance = "typescript/0" } = process.env;
-const usual = { BUS_POLL_MS: 15000, LEASE_MS: 30000, GRACE_MS: 10000, CONCURRENCY: 8, AGENT_SHARD: 0 };
-const [poll, lease, grace, slots, shard] = Object.entries(usual).map(([name, value]) => +(process.env[name] ?? value));
-const path = `${service}/${role}/${shard}`;
-export const me = { instance, holder: `${instance}#${randomUUID()}`, stopping: false }; // with the attempt: the fence
-export const inHand = new Map<string, { attempt: number; lost: AbortController }>();
-const held = () => bus.sql.json(Object.fromEntries([...inHand].map(([id, { attempt }]) => [id, attempt])));
+/** A worker in TypeScript with postgres.js: serves what handler.ts does. README.md tells contract and environment. */
+import { createHash } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import postgres from "postgres";
+type Handle = (message: any, emit: (part: any) => Promise<unknown>, signal: AbortSignal) => Promise<any>;
+const ours = /^(AGENT_(SERVICE|ROLE|SHARD|DOMAIN|VERSION)|HOLDER_ID|CONCURRENCY|(BEAT|BUS_POLL|LEASE|GRACE)_MS)$/;
+const worker: any = { key_proof: createHash("sha256").update((process.env.AGENT_KEY ?? "").trim()).digest("hex") };
+for (const [name, value] of Object.entries(process.env)) if (ours.test(name)) worker[name.toLowerCase()] = value;
+const sql = postgres(process.env.DATABASE_URL!, { connect_timeout: 5, keep_alive: 15, backoff: () => 1 });
+const inHand = new Map<string, any>();
 let wake = () => {};
 
-async function end({ id, holder, attempt }: bus.Message, { writes, ...ending }: any) { // not written if it was lost
-  if (!writes) return bus.call("bus.settle", id, holder, attempt, bus.sql.json(ending));
-  await bus.insist(() => bus.sql.begin(async (own) => { // commits, or takes everything back
-    await writes(own);
-    const [{ status }] = await own`select bus.settle(${id}, ${holder}, ${attempt}, ${own.json(ending)}) as status`;
-    if (status === null) throw new Error("the claim was lost");
-  }));
+/** Calls a function, in one transaction after `writes`; again while the database is away or the answer is pending. */
+export async function call(question: string, values: any[], writes?: (own: any) => Promise<unknown>): Promise<any> {
+  const ask = (line: any) => line.unsafe(`select to_jsonb(f) answer from ${question} as f`, values, { prepare: true });
+  const silence = () => sleep(+(process.env.PATIENCE_MS ?? 15000)).then(() => Promise.reject({ code: "ETIMEDOUT" }));
+  for (let tries = 0; ; await sleep(50 * 2 ** Math.min(tries++, 4))) {
+    try {
+      const asked = writes ? sql.begin((own) => writes(own).then(() => ask(own))) : Promise.race([ask(sql), silence()]);
+      const [{ answer }] = await asked;
+      if (answer?.status !== "pending") return answer;
+    } catch (error: any) { if (!/^(08|40|53|57|CONN|E[A-Z]+$)/.test(error?.code)) throw error; } // these go by
+  }
 }
-async function run(message: bus.Message) {
-  const { id, holder, attempt, remaining_ms: left } = message;
-  const mine = { attempt, lost: new AbortController() };
+
+async function run(handle: Handle, message: any) {
+  const { id, holder, attempt, lease_ms } = message;
+  const mine: any = { attempt, seq: 0, lost: new AbortController() };
   inHand.set(id, mine);
-  const timer = setTimeout(() => mine.lost.abort(new Error("time to live passed")), Math.min(left ?? 2e9, 2e9));
-  const dropped = new Promise<never>((_, fail) => { mine.lost.signal.onabort = () => fail(mine.lost.signal.reason); });
-  let seq = 0;
-  const emit = (part: any) => bus.call("bus.emit_one", id, holder, attempt, ++seq, bus.sql.json(part), lease);
-  try { await end(message, await Promise.race([handle(message, emit, mine.lost.signal), dropped])); }
-  catch (error) { if (inHand.get(id) === mine) await end(message, bus.failure(error)); }
-  clearTimeout(timer);
-  if (inHand.get(id) === mine) drop(id);
-}
-export function drop(id: string) {
-  inHand.get(id)?.lost.abort(new Error("dropped"));
-  inHand.delete(id);
+  const emit_one = "bus.emit_one($1, $2, $3, $4, $5, $6)";
+  const emit = (part: any) => call(emit_one, [id, holder, attempt, ++mine.seq, sql.json(part), lease_ms]);
+  try {
+    const { writes, ...ending } = await handle(message, emit, mine.lost.signal);
+    if (writes) await call("bus.settle_or_raise($1, $2, $3, $4)", [id, holder, attempt, sql.json(ending)], writes);
+    mine.ending = JSON.stringify(ending);
+  } catch (error: any) { mine.ending = JSON.stringify({ error: String(error), code: error?.code }); }
   wake();
 }
-export function retire() { // claims nothing new; what is in hand has the time of grace, then it is handed back
-  me.stopping = true;
-  setTimeout(() => [...inHand.keys()].forEach(drop), grace).unref();
-  setTimeout(() => process.exit(1), grace + 5000).unref(); // the database is away: the leases will lapse
-  wake();
-}
-export async function work() {
-  process.on("SIGTERM", retire); // below: hints only; what they miss, the next look finds
-  bus.hints.on("bus_cancel", drop).on("bus_ready", (route = path) => { if (route === path) wake(); });
-  while (inHand.size > 0 || !me.stopping) {
-    const woken = new Promise<void>((resolve) => (wake = resolve));
-    for (const id of await bus.call("bus.renew", me.holder, held(), lease)) drop(id);
-    const free = me.stopping ? 0 : slots - inHand.size;
-    const look = await bus.call("bus.look", service, role, shard, me.holder, instance, held(), free, lease, poll);
-    for (const message of look.messages) run(message);
-    const timer = setTimeout(wake, look.next_ms);
+
+export async function serve(handle: Handle) {
+  process.on("SIGTERM", () => { // claims nothing new; what is in hand has the time of grace, then it is handed back
+    worker.stopping = true;
+    setTimeout(() => process.exit(1), +(worker.grace_ms ?? 10000) + 5000); // the database is away: the leases lapse
+    wake();
+  });
+  const hear = (hint: string) => { if (hint === worker.route || inHand.has(hint)) wake(); };
+  for (const channel of ["bus_ready", "bus_cancel"]) sql.listen(channel, hear, () => wake()).catch(() => {});
+  while (worker.next_ms !== null) {
+    const woken = new Promise<void>((resolve) => { wake = resolve; });
+    const held = Object.fromEntries([...inHand].map(([id, { attempt, ending }]) => [id, { attempt, ending }]));
+    const step = await call("bus.work($1, $2)", [worker, held]);
+    Object.assign(worker, step.worker);
+    for (const id of step.over) inHand.get(id).lost.abort(new Error("it is over"));
+    for (const id of step.over) inHand.delete(id);
+    for (const message of step.messages) run(handle, message);
+    const timer = setTimeout(wake, worker.next_ms ?? 0);
     await woken.finally(() => clearTimeout(timer));
   }
-  await bus.call("bus.hand_back_unheld", me.holder, path, []);
+  process.exit();
 }
-if (process.argv[1].endsWith("worker.ts")) { await work(); process.exit(); }

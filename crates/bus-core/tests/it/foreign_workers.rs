@@ -6,6 +6,7 @@ mod language;
 mod line;
 mod outages;
 mod sources;
+mod whole;
 mod work;
 
 use cogo_bus_core::{Bus, Claimed, Completion, Failure};

@@ -62,25 +62,25 @@ impl Language {
 
     /// A worker of test/work/0 with a long lease, four hands and no time of grace, unless the settings say otherwise.
     pub(super) fn start(self, url: &str, settings: &[(&str, &str)]) -> Child {
-        self.run("worker", url, settings)
+        self.run(url, settings)
     }
 
     /// The same as a member of the fleet.
     pub(super) fn start_agent(self, url: &str, settings: &[(&str, &str)]) -> Child {
-        self.run("agent", url, settings)
+        self.run(url, &[&[("AGENT_DOMAIN", "test")], settings].concat())
     }
 
-    fn run(self, program: &str, url: &str, settings: &[(&str, &str)]) -> Child {
+    fn run(self, url: &str, settings: &[(&str, &str)]) -> Child {
         let mut command = match self {
             Self::Python => {
                 let mut command = Command::new(python());
-                command.arg(format!("{program}.py")).env("PYTHONDONTWRITEBYTECODE", "1");
+                command.arg("handler.py").env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
             Self::TypeScript => {
                 expect_node_packages();
                 let mut command = Command::new("node");
-                command.args(["--import", "tsx", &format!("{program}.ts")]);
+                command.args(["--import", "tsx", "handler.ts"]);
                 command
             }
         };
