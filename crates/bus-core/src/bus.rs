@@ -5,12 +5,14 @@ use serde_json::{Map, Value};
 use sqlx::{PgConnection, PgPool, types::Json};
 use uuid::Uuid;
 
-use crate::Error;
+use crate::{Error, line::Lines};
 
 /// A cheap-to-clone handle; every operation is one statement or one short transaction.
 #[derive(Debug, Clone)]
 pub struct Bus {
     pub(crate) pool: PgPool,
+    /// For single statements that come with every message.
+    pub(crate) lines: Lines,
 }
 
 /// What became of a message that was sent.
@@ -26,7 +28,7 @@ impl Bus {
     /// A bus on this pool.
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { lines: Lines::beside(&pool), pool }
     }
 
     /// The pool, for statements of other owners in the same process.
@@ -40,8 +42,8 @@ impl Bus {
     /// # Errors
     /// [`Error::Refused`] for content against the contract, [`Error::Database`] when the outcome is unknown.
     pub async fn enqueue(&self, message: &NewMessage) -> Result<Enqueued, Error> {
-        let mut connection = self.pool.acquire().await?;
-        Self::enqueue_in(&mut connection, message).await
+        let sent = self.enqueue_many(std::slice::from_ref(message)).await?;
+        sent.into_iter().next().ok_or(Error::Database(sqlx::Error::RowNotFound))
     }
 
     /// Sends many messages in one statement: all or none.
@@ -49,8 +51,9 @@ impl Bus {
     /// # Errors
     /// As [`Bus::enqueue`].
     pub async fn enqueue_many(&self, messages: &[NewMessage]) -> Result<Vec<Enqueued>, Error> {
-        let mut connection = self.pool.acquire().await?;
-        Self::enqueue_many_in(&mut connection, messages).await
+        let mut line = self.lines.lend().await?;
+        let sent = send(&mut line, messages).await;
+        Ok(line.back(sent)?)
     }
 
     /// Sends one message inside the caller's transaction: it exists if and only if that commits.
@@ -70,18 +73,21 @@ impl Bus {
         connection: &mut PgConnection,
         messages: &[NewMessage],
     ) -> Result<Vec<Enqueued>, Error> {
-        if messages.is_empty() {
-            return Ok(Vec::new());
-        }
-        if let Some((route, tenant)) = plain_to_one_place(messages) {
-            return insert_plain(connection, route, tenant, messages).await;
-        }
-        let enqueued = sqlx::query_as("select id, duplicate from bus.enqueue_many($1) order by ord")
-            .bind(sqlx::types::Json(messages))
-            .fetch_all(connection)
-            .await?;
-        Ok(enqueued)
+        Ok(send(connection, messages).await?)
     }
+}
+
+async fn send(connection: &mut PgConnection, messages: &[NewMessage]) -> Result<Vec<Enqueued>, sqlx::Error> {
+    if messages.is_empty() {
+        return Ok(Vec::new());
+    }
+    if let Some((route, tenant)) = plain_to_one_place(messages) {
+        return insert_plain(connection, route, tenant, messages).await;
+    }
+    sqlx::query_as("select id, duplicate from bus.enqueue_many($1) order by ord")
+        .bind(sqlx::types::Json(messages))
+        .fetch_all(connection)
+        .await
 }
 
 /// The address of a batch that needs nothing of the database but to be stored: one route, one tenant, defaults.
@@ -100,7 +106,7 @@ async fn insert_plain(
     route: &Route,
     tenant: &Tenant,
     messages: &[NewMessage],
-) -> Result<Vec<Enqueued>, Error> {
+) -> Result<Vec<Enqueued>, sqlx::Error> {
     let ids: Vec<Uuid> = messages.iter().map(|message| message.id.unwrap_or_else(Uuid::now_v7)).collect();
     let payloads: Vec<Json<&Value>> = messages.iter().map(|message| Json(&message.payload)).collect();
     let headers: Option<Vec<Json<&Map<String, Value>>>> = messages

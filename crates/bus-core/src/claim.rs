@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::{Map, Value};
-use sqlx::{PgConnection, Row, postgres::PgRow};
+use sqlx::{Row, postgres::PgRow};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -162,6 +162,7 @@ impl Bus {
     /// # Errors
     /// When the database does not answer or refuses the request.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<Claimed>, Error> {
+        let mut line = self.lines.lend().await?;
         let rows = sqlx::query(
             "select id, attempt, max_attempts, tenant, payload::text, headers::text, root_id, parent_id, reply_to,
                     waited_ms, remaining_ms, priority, created_at
@@ -174,8 +175,9 @@ impl Bus {
         .bind(i32::from(request.max_messages))
         .bind(milliseconds(request.lease))
         .bind(request.instance)
-        .fetch_all(&self.pool)
-        .await?;
+        .fetch_all(&mut *line)
+        .await;
+        let rows = line.back(rows)?;
         let mut claimed = Vec::with_capacity(rows.len());
         for row in &rows {
             match ClaimedRow::read(row)? {
@@ -232,63 +234,6 @@ impl Bus {
             .fetch_all(&self.pool)
             .await?;
         Ok(kept)
-    }
-
-    /// Records the one completion; false if the claim is no longer the holder's, and then nothing was written.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when result or follow-ups are against the contract; [`Error::Database`] when the outcome is unknown.
-    pub async fn complete(&self, fence: &Fence, holder: &str, completion: &Completion) -> Result<bool, Error> {
-        let mut connection = self.pool.acquire().await?;
-        Self::complete_in(&mut connection, fence, holder, completion).await
-    }
-
-    /// The same inside the caller's transaction, for a handler whose own writes must stand or fall with the completion.
-    ///
-    /// # Errors
-    /// As [`Bus::complete`].
-    pub async fn complete_in(
-        connection: &mut PgConnection,
-        fence: &Fence,
-        holder: &str,
-        completion: &Completion,
-    ) -> Result<bool, Error> {
-        let recorded = sqlx::query_scalar("select bus.complete($1, $2, $3, $4, $5, $6, $7)")
-            .bind(fence.id)
-            .bind(holder)
-            .bind(fence.attempt)
-            .bind(&completion.result)
-            .bind(&completion.snippet)
-            .bind(&completion.result_url)
-            .bind(sqlx::types::Json(&completion.follow_ups))
-            .fetch_one(connection)
-            .await?;
-        Ok(recorded)
-    }
-
-    /// Records many completions that send nothing, in one statement; their follow-ups are not looked at. Answers the ids that
-    /// were still the holder's. All or none are written: if one of them is against the contract, none is.
-    ///
-    /// # Errors
-    /// As [`Bus::complete`].
-    pub async fn complete_many(&self, ended: &[(Fence, Completion)], holder: &str) -> Result<Vec<Uuid>, Error> {
-        let fences: Vec<Fence> = ended.iter().map(|(fence, _)| fence.clone()).collect();
-        let (ids, attempts) = columns(&fences);
-        let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
-        let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
-        let urls: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect();
-        // one row of many ids: a row for each costs the client more than the completion
-        let recorded: Option<Vec<Uuid>> =
-            sqlx::query_scalar("select array_agg(id) from bus.complete_many($1, $2, $3, $4, $5, $6)")
-                .bind(ids)
-                .bind(attempts)
-                .bind(holder)
-                .bind(results)
-                .bind(snippets)
-                .bind(urls)
-                .fetch_one(&self.pool)
-                .await?;
-        Ok(recorded.unwrap_or_default())
     }
 
     /// Ends the attempt with an error; none if the claim was no longer the holder's.
@@ -385,7 +330,7 @@ impl Bus {
     }
 }
 
-fn columns(fences: &[Fence]) -> (Vec<Uuid>, Vec<i16>) {
+pub(crate) fn columns(fences: &[Fence]) -> (Vec<Uuid>, Vec<i16>) {
     fences.iter().map(|fence| (fence.id, fence.attempt)).unzip()
 }
 

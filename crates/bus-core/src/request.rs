@@ -109,14 +109,15 @@ impl Bus {
         caller: Option<Uuid>,
     ) -> Result<Reply, RequestError> {
         let mut hints = wakeups.subscribe();
-        let asked: Asked = sqlx::query_as("select id, root_id, duplicate from bus.request($1, $2, $3, $4)")
+        let mut line = self.lines.lend().await.map_err(Error::from)?;
+        let asked = sqlx::query_as("select id, root_id, duplicate from bus.request($1, $2, $3, $4)")
             .bind(sqlx::types::Json(message))
             .bind(i64::try_from(deadline.as_millis()).unwrap_or(i64::MAX))
             .bind(format!("request#{}", Uuid::now_v7()))
             .bind(caller)
-            .fetch_one(&self.pool)
-            .await
-            .map_err(Error::from)?;
+            .fetch_one(&mut *line)
+            .await;
+        let asked: Asked = line.back(asked).map_err(Error::from)?;
         let id = asked.id;
         // counted from after the send: once this has passed here, it has passed in the database
         let until = Instant::now() + deadline;
@@ -150,8 +151,9 @@ impl Bus {
     }
 
     async fn reply(&self, request: Uuid) -> Result<Answer, Error> {
-        let answer: Option<Value> =
-            sqlx::query_scalar("select bus.reply($1)").bind(request).fetch_one(&self.pool).await?;
+        let mut line = self.lines.lend().await?;
+        let answer = sqlx::query_scalar("select bus.reply($1)").bind(request).fetch_one(&mut *line).await;
+        let answer: Option<Value> = line.back(answer)?;
         let answer = answer.ok_or_else(|| Error::NotFound { reason: format!("Request {request} is gone") })?;
         Answer::deserialize(answer).map_err(|source| Error::Contract { what: "bus.reply", source })
     }

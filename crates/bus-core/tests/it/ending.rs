@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, Completion, Error, Failure, Fence, Settled};
+use cogo_bus_core::{Bus, Claimed, Completion, Error, Failure, Fence, Settled};
 use cogo_contracts::{NewMessage, Route};
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::support::{LEASE, bus, claim, claim_one, delays_to_pass, leases_to_pass, message, statuses};
+use crate::support::{
+    LEASE, bus, claim, claim_one, delays_to_pass, leases_to_pass, message, misplaced, numbered, statuses,
+};
 
 fn failure(retriable: bool) -> Failure {
     Failure { reason: "boom".to_owned(), retriable, retry_after: Some(Duration::ZERO) }
@@ -222,4 +225,41 @@ async fn message_that_is_handed_back_for_ever_is_given_up() {
     let claimed = claim_one(&bus, "w").await;
     bus.release(&[claimed.fence()], "w").await.unwrap();
     assert_eq!(bus.dead_letters(1).await.unwrap()[0].error, "handed back 1000 times");
+}
+
+#[tokio::test]
+async fn each_of_a_batch_gets_its_own_result_whatever_the_order_and_what_is_not_held_changes_nothing() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(90)).await.unwrap();
+    let again = claim(&bus, "before", 70).await;
+    let fences: Vec<_> = again.iter().map(|claimed| claimed.fence()).collect();
+    assert_eq!(bus.release(&fences, "before").await.unwrap(), 70);
+    let held = claim(&bus, "w", 90).await;
+    assert_eq!(held.iter().filter(|claimed| claimed.attempt == 2).count(), 70, "attempts of one claim differ");
+    assert_eq!(held.iter().filter(|claimed| claimed.attempt == 1).count(), 20);
+    let end = |claimed: &Claimed| {
+        let result = Some(json!({"of": claimed.payload["number"]}));
+        (claimed.fence(), Completion { result, snippet: Some(claimed.id.to_string()), ..Completion::default() })
+    };
+    let mut ended: Vec<_> = held.iter().rev().map(end).collect();
+    // twice, and under an attempt that is over
+    ended.push(end(&held[3]));
+    ended[40].0.attempt += 1;
+    assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), 89);
+    let rows: Vec<(Uuid, i64, Option<Value>, Option<String>)> = sqlx::query_as(
+        "select id, (payload ->> 'number')::bigint, result, result_snippet from public.agent_messages order by id",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    let others: Vec<Uuid> = rows.iter().filter(|(.., result, _)| result.is_none()).map(|(id, ..)| *id).collect();
+    assert_eq!(others, [ended[40].0.id]);
+    for (id, number, result, snippet) in rows {
+        if id != others[0] {
+            assert_eq!((result, snippet), (Some(json!({"of": number})), Some(id.to_string())));
+        }
+    }
+    assert_eq!(bus.complete_many(&[end(&held[89 - 40])], "w").await.unwrap(), others);
+    assert_eq!(misplaced(&bus).await, 0);
+    assert_eq!(statuses(&bus).await, [("done".to_owned(), 90)]);
 }
