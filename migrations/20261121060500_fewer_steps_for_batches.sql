@@ -88,15 +88,16 @@ revoke all on function bus.record_done(uuid[], smallint[], text, jsonb[], text[]
 comment on function bus.mark_done(uuid[], smallint[], text, jsonb[], text[], text[])
   is 'Was bus.record_done; stays for calls that were under way when that came.';
 
-create function bus.complete_batch(
+create or replace function bus.complete_many(
   ids uuid[], attempts smallint[], holder text, results jsonb[], result_snippets text[], result_urls text[])
-returns uuid[]
+returns table (id uuid)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set jit = off
 as $$
+#variable_conflict use_column
 declare
   done record;
   grouped uuid[];
@@ -106,24 +107,24 @@ declare
 begin
   select d.done as ids, d.claim, d.last_claim, d.version, d.special, d.awaited, d.watched
     into done
-    from bus.record_done(complete_batch.ids, complete_batch.attempts, complete_batch.holder, complete_batch.results,
-                         complete_batch.result_snippets, complete_batch.result_urls) as d;
+    from bus.record_done(complete_many.ids, complete_many.attempts, complete_many.holder, complete_many.results,
+                         complete_many.result_snippets, complete_many.result_urls) as d;
   if done.ids is null then
-    return '{}';
+    return;
   end if;
   if done.claim = done.last_claim then
     -- all of one claim, as a worker's batches are
-    freed := bus.let_go_of(complete_batch.holder, done.claim, done.version, done.ids);
+    freed := bus.let_go_of(complete_many.holder, done.claim, done.version, done.ids);
     if freed is not null then
       perform bus.announce(freed);
     end if;
   else
-    perform bus.let_go(complete_batch.holder, array_agg(h.claim), array_agg(h.version), array_agg(h.id), array_agg(h.attempt))
+    perform bus.let_go(complete_many.holder, array_agg(h.claim), array_agg(h.version), array_agg(h.id), array_agg(h.attempt))
        -- one that an extension gave a claim of its own stands in two, and is counted off once; of its attempts only the last
        -- can have been recorded, an earlier one given with it is stale
        from (select distinct on (k.id) k.claim, k.version, k.id, k.attempt
-               from bus.held(complete_batch.holder, true) as k
-               join unnest(complete_batch.ids, complete_batch.attempts) as g (id, attempt)
+               from bus.held(complete_many.holder, true) as k
+               join unnest(complete_many.ids, complete_many.attempts) as g (id, attempt)
                  on g.id = k.id and g.attempt = k.attempt
               where k.id = any (done.ids) order by k.id, k.attempt desc, k.claim) as h;
   end if;
@@ -139,31 +140,15 @@ begin
   if assigned then
     insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
     select 'execute_done', m.tenant, m.id, m.root_id, m.service || '/' || m.role || '/' || m.shard,
-           complete_batch.holder, bus.outcome_detail(m.*::public.agent_messages)
+           complete_many.holder, bus.outcome_detail(m.*::public.agent_messages)
       from public.agent_messages m where m.id = any (done.ids) and m.payload ? '__assignment';
   end if;
   if done.watched then
     perform bus.announce_tasks(done.ids || roots);
   end if;
-  return done.ids;
+  return query select unnest(done.ids);
 end
 $$;
-comment on function bus.complete_batch(uuid[], smallint[], text, jsonb[], text[], text[])
-  is 'Records what a holder finished: ids, attempts, results, snippets and addresses in the same order. Answers the ids that were still its own.';
-
-create or replace function bus.complete_many(
-  ids uuid[], attempts smallint[], holder text, results jsonb[], result_snippets text[], result_urls text[])
-returns table (id uuid)
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  return query
-  select unnest(bus.complete_batch(complete_many.ids, complete_many.attempts, complete_many.holder, complete_many.results,
-                                   complete_many.result_snippets, complete_many.result_urls));
-end
-$$;
-
 -- ---------------------------------------------------------------- claiming
 
 create or replace function bus.claim(
@@ -375,6 +360,3 @@ begin
   end if;
 end
 $$;
-
-revoke all on function bus.complete_batch(uuid[], smallint[], text, jsonb[], text[], text[]) from public, anon, authenticated;
-grant execute on function bus.complete_batch(uuid[], smallint[], text, jsonb[], text[], text[]) to service_role;

@@ -26,7 +26,7 @@ use crate::{
 /// Most ends of one statement.
 const BATCH: usize = 1000;
 /// A claim of more is recorded without others and if possible at once, which costs the database a third of what its parts
-/// cost: see `bus.complete_batch`.
+/// cost: see `bus.complete_many`.
 const ENOUGH: usize = 64;
 /// How long the rest of a large claim is waited for, as long as that brings as many as are [`ENOUGH`].
 const GATHER: Duration = Duration::from_millis(2);
