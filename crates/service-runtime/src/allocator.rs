@@ -1,4 +1,4 @@
-//! The allocator of every process: a worker takes and gives back some hundred small pieces of memory for each message.
+//! The allocator of every process: a worker takes and gives back many small pieces of memory for each message.
 
 use mimalloc::MiMalloc;
 

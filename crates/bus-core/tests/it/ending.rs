@@ -263,3 +263,20 @@ async fn each_of_a_batch_gets_its_own_result_whatever_the_order_and_what_is_not_
     assert_eq!(misplaced(&bus).await, 0);
     assert_eq!(statuses(&bus).await, [("done".to_owned(), 90)]);
 }
+
+#[tokio::test]
+async fn a_batch_whose_lease_has_passed_is_not_recorded_though_nobody_took_it_back_yet() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(75)).await.unwrap();
+    // the rows of a small claim are marked, those of a large one are not
+    let (small, large) = (claim(&bus, "w", 5).await, claim(&bus, "w", 70).await);
+    assert_eq!((small.len(), large.len()), (5, 70));
+    leases_to_pass(&bus).await;
+    for held in [&small, &large] {
+        let late: Vec<_> = held.iter().map(|claimed| (claimed.fence(), Completion::default())).collect();
+        assert!(bus.complete_many(&late, "w").await.unwrap().is_empty());
+    }
+    assert_eq!(bus.reclaim(100).await.unwrap(), 75);
+    assert_eq!(statuses(&bus).await, [("queued".to_owned(), 75)]);
+    assert_eq!(misplaced(&bus).await, 0);
+}
