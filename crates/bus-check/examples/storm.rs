@@ -93,9 +93,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     writeln!(out, "{}", if json { serde_json::to_string(&tally)? } else { line(&tally, of, begin.elapsed()) })?;
     if tally.recoveries_late > 0 {
         let (late, limit, longest) = (tally.recoveries_late, tally.recovery_limit_s, tally.recovery_net_max_s);
+        let (waiting, queued) = (tally.recoveries_waiting, tally.queued_again_max_s);
         let _ = writeln!(
             std::io::stderr(),
-            "{late} messages of killed workers ran again later than {limit:.1} s after the kill, the last after {longest:.2} s"
+            "{late} messages of killed workers ran again later than {limit:.1} s after the kill, the last after {longest:.2} s; \
+             {waiting} of these were back in the queue in time and waited for their turn (back after {queued:.2} s at the longest)"
         );
     }
     Ok(tally.holds())

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -26,6 +26,9 @@ const STOP_TIMEOUT_SECONDS: &str = "30";
 /// Another program may take a free port between the look and the start.
 const PORT_ATTEMPTS: usize = 5;
 const POLL: Duration = Duration::from_millis(20);
+/// The kernel takes a moment to end a process and to let go of its memory.
+const REMAINS_TIMEOUT: Duration = Duration::from_secs(10);
+const REMAINS_POLL: Duration = Duration::from_millis(100);
 /// Enough of the log to hold the reason of a refused start, in bytes.
 const LOG_TAIL: usize = 1500;
 const DUPLICATE_DATABASE: &str = "42P04";
@@ -236,8 +239,22 @@ impl Cluster {
         listener.local_addr().map(|address| address.port()).map_err(Error::file("find a free port on", "127.0.0.1"))
     }
 
-    /// Starts the server as configured; the caller holds the lock.
+    /// Starts the server as configured, after the last session of a killed one has ended; the caller holds the lock.
     async fn launch(&self) -> Result<(), Error> {
+        let begin = Instant::now();
+        loop {
+            match self.launch_once().await {
+                Err(Error::Program { detail, .. })
+                    if detail.contains("pre-existing shared memory block") && begin.elapsed() < REMAINS_TIMEOUT =>
+                {
+                    tokio::time::sleep(REMAINS_POLL).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn launch_once(&self) -> Result<(), Error> {
         let data = self.home.data();
         let socket_directory = self.home.make_socket_directory()?;
         postmaster::clear_remains(&data, &socket_directory)?;

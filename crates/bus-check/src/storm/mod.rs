@@ -65,6 +65,11 @@ pub struct Tally {
     pub recovery_limit_s: f64,
     /// How many messages of killed workers ran again later than that; those during which the database went away count too.
     pub recoveries_late: usize,
+    /// Those of them that stood in the queue again in time and waited there, since more urgent messages went first.
+    pub recoveries_waiting: usize,
+    /// Longest time from the kill of a worker until a message of it stood in the queue again, that in which the database was
+    /// away aside, in seconds.
+    pub queued_again_max_s: f64,
     /// Longest time from the kill of a worker until a message of it ran again, that in which the database was away aside, in
     /// seconds.
     pub recovery_net_max_s: f64,
@@ -195,7 +200,8 @@ async fn weather(
     tally.draining_s += drain.as_secs_f64();
     let begin = Instant::now();
     let report = scene.verdict(&server.pool, Rest::Drained).await?;
-    let recoveries = recovery::recoveries(&scene.history()?, scene.deaths(), &outages);
+    let taken_back = recovery::taken_back(&server.pool).await?;
+    let recoveries = recovery::recoveries(&scene.history()?, scene.deaths(), &outages, &taken_back);
     tally.add(&report);
     tally.add_recoveries(&recoveries, settings.lease + AFTER_THE_LEASE);
     if !report.violations.is_empty() {
@@ -207,10 +213,11 @@ async fn weather(
 }
 
 impl Tally {
-    /// Whether every promise held, that of how soon a dead worker's messages run again included.
+    /// Whether every promise held, that of how soon a dead worker's messages run again included; the queue itself makes
+    /// nobody late.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.violations == 0 && self.recoveries_late == 0
+        self.violations == 0 && self.recoveries_late == self.recoveries_waiting
     }
 
     fn add(&mut self, report: &Report) {
@@ -228,8 +235,11 @@ impl Tally {
 
     fn add_recoveries(&mut self, recoveries: &[Recovery], limit: Duration) {
         self.recoveries_late += recoveries.iter().filter(|recovery| recovery.is_late(limit)).count();
+        self.recoveries_waiting += recoveries.iter().filter(|recovery| recovery.waited_its_turn(limit)).count();
         let net = recoveries.iter().map(Recovery::net).max().unwrap_or_default();
         self.recovery_net_max_s = self.recovery_net_max_s.max(net.as_secs_f64());
+        let queued = recoveries.iter().filter_map(|recovery| recovery.queued).max().unwrap_or_default();
+        self.queued_again_max_s = self.queued_again_max_s.max(queued.as_secs_f64());
         let with_database = recoveries.iter().filter(|recovery| recovery.without_database.is_zero());
         self.recovered_s.extend(with_database.map(|recovery| recovery.time.as_secs_f64()));
         self.recovered_s.sort_unstable_by(f64::total_cmp);

@@ -1,7 +1,9 @@
-//! How long messages of killed workers waited until they ran again.
+//! How long messages of killed workers waited until they were taken back, and until they ran again.
 
 use std::{collections::HashMap, time::Duration};
 
+use anyhow::Context;
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
@@ -12,6 +14,9 @@ use crate::{
 /// A time in which the database itself was away, from and until, in microseconds of the Unix epoch.
 pub(super) type Outage = (i64, i64);
 
+/// When the bus took back what a dead worker held, in microseconds of the Unix epoch.
+pub(super) type TakenBack = HashMap<Uuid, i64>;
+
 /// How long a message of a killed worker waited until it was handed out again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Recovery {
@@ -19,6 +24,8 @@ pub(super) struct Recovery {
     pub(super) time: Duration,
     /// For how much of that the database itself was away.
     pub(super) without_database: Duration,
+    /// From the kill until it stood in the queue again, time without the database aside; absent: nobody noted it.
+    pub(super) queued: Option<Duration>,
 }
 
 impl Recovery {
@@ -31,10 +38,32 @@ impl Recovery {
     pub(super) fn is_late(&self, limit: Duration) -> bool {
         self.net() > limit
     }
+
+    /// Whether all that made it late was the queue: it stood there in time, and what was more urgent went first.
+    pub(super) fn waited_its_turn(&self, limit: Duration) -> bool {
+        self.is_late(limit) && self.queued.is_some_and(|queued| queued <= limit)
+    }
 }
 
-/// The recoveries from kills of workers, shortest first. Only first attempts count, since later ones wait on purpose.
-pub(super) fn recoveries(calls: &[Call], deaths: &[Death], outages: &[Outage]) -> Vec<Recovery> {
+/// When first attempts were taken back, by the clock of the database.
+pub(super) async fn taken_back(pool: &PgPool) -> anyhow::Result<TakenBack> {
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+        "select id, (extract(epoch from ended_at) * 1000000)::bigint from bus.attempts
+          where attempt = 1 and outcome in ('lease_expired', 'holder_gone')",
+    )
+    .fetch_all(pool)
+    .await
+    .context("read when messages were taken back")?;
+    Ok(rows.into_iter().collect())
+}
+
+/// The recoveries from kills of workers, in no order. Only first attempts count, since later ones wait on purpose.
+pub(super) fn recoveries(
+    calls: &[Call],
+    deaths: &[Death],
+    outages: &[Outage],
+    taken_back: &TakenBack,
+) -> Vec<Recovery> {
     let mut claims: HashMap<Held, (&str, i64)> = HashMap::new();
     let mut ended: HashMap<Uuid, i16> = HashMap::new();
     for call in calls {
@@ -55,17 +84,29 @@ pub(super) fn recoveries(calls: &[Call], deaths: &[Death], outages: &[Outage]) -
             continue;
         };
         let next = Held { attempt: 2, ..*held };
-        let Some((_, again_us)) = claims.get(&next).filter(|(next_holder, _)| next_holder != holder) else { continue };
+        let Some((_, again_us)) = claims.get(&next).filter(|(next_holder, again_us)| {
+            // one that slept past its lease had lost it before it was killed
+            next_holder != holder && *again_us > death.at_us
+        }) else {
+            continue;
+        };
         if ended.get(&held.id) != Some(&1) {
-            let away = outages.iter().map(|(from, until)| (*until).min(*again_us) - (*from).max(death.at_us));
+            let since = |until_us: i64| microseconds(until_us - death.at_us);
             recoveries.push(Recovery {
-                time: microseconds(again_us - death.at_us),
-                without_database: away.map(microseconds).sum(),
+                time: since(*again_us),
+                without_database: away(outages, death.at_us, *again_us),
+                queued: taken_back
+                    .get(&held.id)
+                    .map(|back| since(*back).saturating_sub(away(outages, death.at_us, *back))),
             });
         }
     }
-    recoveries.sort_unstable_by_key(|recovery| recovery.time);
     recoveries
+}
+
+/// How much of a time the database was away.
+fn away(outages: &[Outage], from: i64, until: i64) -> Duration {
+    outages.iter().map(|(begin, end)| microseconds((*end).min(until) - (*begin).max(from))).sum()
 }
 
 /// Nothing for what would be less than nothing.
@@ -98,10 +139,28 @@ mod tests {
     fn time_runs_from_the_kill_to_the_next_claim() {
         let calls = [claim("a", 1, 1_000), claim("b", 2, 1_500_000)];
         let deaths = [Death { name: "a".to_owned(), at_us: 500_000 }];
-        let recovery = Recovery { time: SECOND, without_database: Duration::ZERO };
-        assert_eq!(recoveries(&calls, &deaths, &[]), [recovery]);
-        assert!(recoveries(&calls, &[], &[]).is_empty());
+        let recovery = Recovery { time: SECOND, without_database: Duration::ZERO, queued: None };
+        assert_eq!(recoveries(&calls, &deaths, &[], &TakenBack::new()), [recovery]);
+        assert!(recoveries(&calls, &[], &[], &TakenBack::new()).is_empty());
+        let killed_in_its_sleep = [Death { name: "a".to_owned(), at_us: 1_500_000 }];
+        assert!(recoveries(&calls, &killed_in_its_sleep, &[], &TakenBack::new()).is_empty());
         assert!(!recovery.is_late(SECOND) && recovery.is_late(SECOND / 2));
+    }
+
+    #[test]
+    fn only_a_message_that_stood_in_the_queue_in_time_waited_for_its_turn() {
+        let calls = [claim("a", 1, 1_000), claim("b", 2, 1_500_000)];
+        let deaths = [Death { name: "a".to_owned(), at_us: 500_000 }];
+        // away for 0.1 s before it was taken back, which is not counted
+        let outages = [(600_000, 700_000)];
+        let taken_back = TakenBack::from([(Uuid::from_u128(1), 1_000_000)]);
+        let [recovery] = recoveries(&calls, &deaths, &outages, &taken_back).try_into().expect("one");
+        assert_eq!(recovery.queued, Some(Duration::from_millis(400)));
+        assert!(recovery.waited_its_turn(Duration::from_millis(400)));
+        assert!(!recovery.waited_its_turn(Duration::from_millis(399)), "taken back too late");
+        assert!(!recovery.waited_its_turn(SECOND), "not late at all");
+        let unnoted = recoveries(&calls, &deaths, &outages, &TakenBack::new());
+        assert!(unnoted.iter().all(|recovery| !recovery.waited_its_turn(Duration::ZERO)));
     }
 
     #[test]
@@ -111,8 +170,8 @@ mod tests {
         // before the kill, across it, within, across the end, after it
         let outages =
             [(0, 400_000), (450_000, 600_000), (700_000, 800_000), (1_400_000, 1_900_000), (2_000_000, 3_000_000)];
-        let [recovery] = recoveries(&calls, &deaths, &outages).try_into().expect("one");
-        assert_eq!(recovery, Recovery { time: SECOND, without_database: Duration::from_millis(300) });
+        let [recovery] = recoveries(&calls, &deaths, &outages, &TakenBack::new()).try_into().expect("one");
+        assert_eq!(recovery, Recovery { time: SECOND, without_database: Duration::from_millis(300), queued: None });
         assert!(!recovery.is_late(Duration::from_millis(700)) && recovery.is_late(Duration::from_millis(699)));
     }
 }
