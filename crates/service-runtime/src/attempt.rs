@@ -57,7 +57,7 @@ pub(crate) struct Attempts<H> {
 pub(crate) struct Taken {
     claimed: Claimed,
     holder: Arc<str>,
-    token: CancellationToken,
+    token: Arc<CancellationToken>,
     /// What was claimed with it.
     portion: Arc<Portion>,
 }
@@ -83,12 +83,16 @@ impl<H: Handler> Attempts<H> {
         let portion = Arc::new(Portion::new(claimed.len()));
         let take = |claimed| {
             // a child of the hard stop would cost every message the lock of all
-            let token = CancellationToken::new();
+            let token = Arc::default();
             Taken { claimed, holder: Arc::clone(holder), token, portion: Arc::clone(&portion) }
         };
         let taken: Vec<Taken> = claimed.into_iter().map(take).collect();
         self.hands.take(taken.len());
-        self.leases.add(taken.iter().map(|taken| (taken.claimed.fence(), taken.token.clone())), holder, self.lease);
+        self.leases.add(
+            taken.iter().map(|taken| (taken.claimed.fence(), Arc::clone(&taken.token))),
+            holder,
+            self.lease,
+        );
         if self.hard_stop.is_cancelled() {
             self.leases.cancel_unless_held_by(None);
         }

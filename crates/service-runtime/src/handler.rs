@@ -174,7 +174,7 @@ struct Held {
     assignment: Assignment,
     holder: Arc<str>,
     deadline: Option<Instant>,
-    token: CancellationToken,
+    token: Arc<CancellationToken>,
     outbox: Mutex<Outbox>,
     streaming: Arc<Streaming>,
     partials: OnceLock<PartialWriter>,
@@ -191,7 +191,7 @@ impl Claim {
         claimed: Claimed,
         assignment: Assignment,
         holder: Arc<str>,
-        token: CancellationToken,
+        token: Arc<CancellationToken>,
         streaming: Arc<Streaming>,
     ) -> Self {
         let deadline =

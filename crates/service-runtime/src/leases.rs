@@ -30,7 +30,7 @@ pub(crate) struct Leases {
 struct Held {
     fence: Fence,
     holder: Arc<str>,
-    token: CancellationToken,
+    token: Arc<CancellationToken>,
     until: Instant,
     /// Its end is being written, and the answer to that tells whether it was still ours.
     is_ending: bool,
@@ -39,7 +39,7 @@ struct Held {
 impl Leases {
     pub(crate) fn add(
         &self,
-        claimed: impl Iterator<Item = (Fence, CancellationToken)>,
+        claimed: impl Iterator<Item = (Fence, Arc<CancellationToken>)>,
         holder: &Arc<str>,
         lease: Duration,
     ) {

@@ -31,6 +31,7 @@ mod schema_check;
 mod settings;
 mod settle;
 mod shutdown;
+mod starting;
 mod worker;
 
 pub use batch::{BatchAttempt, BatchHandler, BatchItem, Batching};

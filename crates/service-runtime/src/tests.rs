@@ -19,6 +19,7 @@ mod live;
 mod orders;
 mod partials;
 mod retries;
+mod rows;
 mod schemas;
 mod silence;
 mod wire;

@@ -271,9 +271,7 @@ impl<H: Handler> Worker<H> {
         };
         debug!(route = %self.route, count = claimed.len(), "claimed");
         // counted here and not in the tasks, so that the next turn sees them
-        for taken in self.attempts.take_in_hand(claimed, &holder.into()) {
-            self.tracker.spawn(Arc::clone(&self.attempts).run(taken));
-        }
+        self.attempts.start(self.attempts.take_in_hand(claimed, &holder.into()));
         Turn::Started
     }
 

@@ -154,8 +154,9 @@ async fn lease_that_cannot_be_extended_is_given_up_in_time() {
     while by_proxy.task(claimed.id).await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let (leases, token, stop) = (Arc::new(Leases::default()), CancellationToken::new(), CancellationToken::new());
-    leases.add(std::iter::once((claimed.fence(), token.clone())), &"w".into(), lease);
+    let (leases, stop) = (Arc::new(Leases::default()), CancellationToken::new());
+    let token = Arc::<CancellationToken>::default();
+    leases.add(std::iter::once((claimed.fence(), Arc::clone(&token))), &"w".into(), lease);
     proxy.silence();
     let pulse: Arc<Pulse> = Pulses::default().add("test".to_owned(), lease);
     let keeping = {

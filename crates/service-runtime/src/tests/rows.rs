@@ -1,0 +1,82 @@
+//! Claims of many messages, whose attempts are run in rows.
+
+use std::{collections::HashSet, sync::Mutex};
+
+use tokio::{sync::Barrier, task};
+
+use super::*;
+
+/// More than are started one by one.
+const MANY: usize = 320;
+
+/// Every message waits for all the others.
+struct Together(Barrier);
+
+impl Handler for Together {
+    const ROUTE: Route = ROUTE;
+    type Request = Value;
+    type Reply = Value;
+
+    async fn handle(&self, _request: Value, _claim: &Claim) -> Result<Value, HandlerError> {
+        self.0.wait().await;
+        Ok(json!({}))
+    }
+}
+
+/// Notes which task each message was handled in; the slow ones hold up their thread.
+#[derive(Clone, Default)]
+struct Noting {
+    tasks: Arc<Mutex<Vec<task::Id>>>,
+    is_slow: bool,
+}
+
+impl Handler for Noting {
+    const ROUTE: Route = ROUTE;
+    type Request = Value;
+    type Reply = Value;
+
+    async fn handle(&self, _request: Value, _claim: &Claim) -> Result<Value, HandlerError> {
+        self.tasks.lock().unwrap().push(task::id());
+        if self.is_slow {
+            std::thread::sleep(Duration::from_millis(4));
+        }
+        Ok(json!({}))
+    }
+}
+
+/// Has messages handled that one claim takes, after `before` others.
+async fn handle_many(before: usize, handler: impl Handler) {
+    let database = cogo_test_support::database().await;
+    let (bus, pool) = (Bus::new(database.pool.clone()), database.pool.clone());
+    let pace = Pace { concurrency: 1000, poll: Duration::from_millis(20), ..pace() };
+    let running = Running::start_with(database, pool, false, pace, |_| handler);
+    let message = NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), json!({}));
+    let done = "select count(*) = $1 from public.agent_messages where status = 'done' and attempts = 1";
+    let started = Instant::now();
+    for (count, total) in [(before, before), (MANY, before + MANY)] {
+        bus.enqueue_many(&vec![message.clone(); count]).await.unwrap();
+        let total = i64::try_from(total).unwrap();
+        while !sqlx::query_scalar::<_, bool>(done).bind(total).fetch_one(bus.pool()).await.unwrap() {
+            assert!(started.elapsed() < PATIENCE, "not all are done");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    drop(running.finish().await);
+}
+
+#[tokio::test]
+async fn messages_that_wait_wait_beside_each_other() {
+    handle_many(0, Together(Barrier::new(MANY))).await;
+}
+
+#[tokio::test]
+async fn quick_messages_share_tasks_and_slow_ones_have_their_own() {
+    // the first one waits for what is known of its route's schemas
+    let quick = Noting::default();
+    handle_many(1, quick.clone()).await;
+    let slow = Noting { is_slow: true, ..Noting::default() };
+    handle_many(1, slow.clone()).await;
+    let tasks = |handler: &Noting| handler.tasks.lock().unwrap().iter().copied().collect::<HashSet<task::Id>>().len();
+    assert!(tasks(&quick) <= MANY, "{} tasks", tasks(&quick));
+    assert_eq!(tasks(&slow), 1 + MANY, "only the first of a row may run in its task");
+}
