@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Guard(command::guard::Guard),
     #[command(hide = true)]
     ChaosAgent(command::chaos::agent::ChaosAgent),
+    #[command(hide = true)]
+    BenchWorker(command::bench_bus_runtime::BenchWorker),
 }
 
 /// The whole command line, for documents and checks.

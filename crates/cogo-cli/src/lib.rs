@@ -12,6 +12,7 @@ mod fleet;
 mod format;
 mod front_door;
 mod output;
+mod parent;
 mod percentile;
 mod proc_files;
 mod run;

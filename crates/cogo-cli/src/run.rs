@@ -26,6 +26,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Command::ChaosAgent(agent) = cli.command {
         return agent.run().unwrap_or_else(|failure| ended(&output, Err(failure)));
     }
+    if let Command::BenchWorker(worker) = cli.command {
+        return worker.run().unwrap_or_else(|failure| ended(&output, Err(failure)));
+    }
     // one thread: children must be started by a thread that lives as long as the process
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -84,6 +87,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Guard(guard) => Box::pin(guard.run()).await,
         // answered before there was a runtime: it makes its own
         Command::ChaosAgent(agent) => agent.run().map(drop),
+        Command::BenchWorker(worker) => worker.run().map(drop),
     }
 }
 

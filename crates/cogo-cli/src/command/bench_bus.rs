@@ -14,6 +14,7 @@ use crate::{
         bench_bus_peers::{Peer, find_peers},
         bench_bus_ping::{idle_pings, loaded_pings},
         bench_bus_report::{OneRun, Report, readable},
+        bench_bus_runtime::{self, RuntimeDrain},
     },
     context::Context,
     failure::Failure,
@@ -25,8 +26,9 @@ const CLIENT_THREADS: usize = 2;
 /// Measure the bus: enqueue, drain, both at once, ping, bytes, and how near the limit of the server that is.
 ///
 /// Works in a database of its own on the server of DATABASE_URL or of the fleet, or on a Postgres of its own if there
-/// is neither, and removes it afterwards. Consumers are bare clients that claim and complete in batches; the time of
-/// handlers and of the worker runtime is not in the figures.
+/// is neither, and removes it afterwards. Consumers are bare clients that claim and complete in batches. The drain is also
+/// measured through a worker process with a handler that answers at once, right after bare clients: the difference is what
+/// the runtime costs.
 ///
 /// With --peers each run also runs `<peer>/run.sh throughput N` (environment PEER_DB, PAD, ENQ_BATCH; it ends with a line
 /// of JSON that has enqueue_per_s and process_per_s), and then the mixed load of ours beside that of the peer: of pgmq in
@@ -85,12 +87,14 @@ impl BenchBus {
         if !settings.durable {
             context.output.note("note: this server does not wait for its disk; the figures say little");
         }
-        let mut runs = Vec::new();
+        let (mut runs, mut drains) = (Vec::new(), Vec::new());
         for number in 1..=self.runs {
             let note = |text: String| context.output.note(&format!("run {number}/{}: {text}", self.runs));
             note("messages, pings and the limit".to_owned());
             let one = self.measure(&server, &client.handle, plan).await?;
             note(one.summary());
+            drains.push(bench_bus_runtime::measure(&server, &client.handle, plan).await?);
+            note(drains.last().map(RuntimeDrain::summary).unwrap_or_default());
             runs.push(one);
             let terms = Terms { plan, time: self.mixed_time(), first: First::of(u64::from(number)) };
             for peer in &mut peers {
@@ -99,7 +103,7 @@ impl BenchBus {
             }
         }
         server.close().await;
-        let report = Report::new(plan, settings, &runs, &peers);
+        let report = Report::new(plan, settings, (&runs, &drains), &peers);
         context.output.either(&report, || readable(&report))?;
         report.verdict()
     }

@@ -6,6 +6,7 @@ use crate::{
     command::{
         bench_bus_peers::Peer,
         bench_bus_report::{OneRun, median, rounded},
+        bench_bus_runtime::RuntimeDrain,
     },
     output::table,
 };
@@ -21,6 +22,8 @@ pub(crate) struct PeerReport {
     our_mixed_per_s: Option<f64>,
     enqueue_ratio: Option<f64>,
     drain_ratio: Option<f64>,
+    /// Ours through the runtime of a worker divided by its drain, which most peers have through theirs.
+    runtime_drain_ratio: Option<f64>,
     mixed_ratio: Option<f64>,
     /// Our mixed load divided by its drain, when nobody sends to it; the only comparison if there is no mixed run of it.
     mixed_to_its_drain_ratio: Option<f64>,
@@ -30,7 +33,7 @@ pub(crate) struct PeerReport {
 
 impl PeerReport {
     /// A peer ran after each of our runs, so the ratio of each pair is of one moment.
-    pub(crate) fn new(runs: &[OneRun], peer: &Peer) -> Self {
+    pub(crate) fn new(runs: &[OneRun], drains: &[RuntimeDrain], peer: &Peer) -> Self {
         let of = |figures: Vec<f64>| median(figures).map(rounded);
         let pairs = || runs.iter().zip(&peer.runs);
         let mixed = || peer.mixed.iter();
@@ -42,6 +45,11 @@ impl PeerReport {
             our_mixed_per_s: of(mixed().map(|run| run.our_per_s).collect()),
             enqueue_ratio: of(pairs().map(|(our, its)| our.enqueue_per_s / its.enqueue_per_s).collect()),
             drain_ratio: of(pairs().map(|(our, its)| our.drain_per_s / its.process_per_s).collect()),
+            runtime_drain_ratio: of(drains
+                .iter()
+                .zip(&peer.runs)
+                .map(|(our, its)| our.per_s / its.process_per_s)
+                .collect()),
             mixed_ratio: of(mixed().map(|run| run.our_per_s / run.its_per_s).collect()),
             mixed_to_its_drain_ratio: of(pairs().map(|(our, its)| our.mixed_per_s / its.process_per_s).collect()),
             no_mixed_run: peer.no_mixed_run.clone(),
@@ -66,7 +74,16 @@ pub(crate) fn peers_table(peers: &[PeerReport]) -> String {
     let whole = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.0}"));
     let ratio = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.2}"));
     let mut text = table(
-        ["peer", ">enqueue/s", ">drain/s", ">mixed/s", ">ours to its enqueue", ">its drain", ">its mixed"],
+        [
+            "peer",
+            ">enqueue/s",
+            ">drain/s",
+            ">mixed/s",
+            ">ours to its enqueue",
+            ">its drain",
+            ">by a worker",
+            ">its mixed",
+        ],
         peers.iter().map(|peer| {
             [
                 peer.peer.clone(),
@@ -75,6 +92,7 @@ pub(crate) fn peers_table(peers: &[PeerReport]) -> String {
                 whole(peer.mixed_per_s),
                 ratio(peer.enqueue_ratio),
                 ratio(peer.drain_ratio),
+                ratio(peer.runtime_drain_ratio),
                 ratio(peer.mixed_ratio),
             ]
         }),
@@ -101,6 +119,7 @@ mod tests {
             our_mixed_per_s: Some(60.0),
             enqueue_ratio: Some(2.0),
             drain_ratio: Some(1.5),
+            runtime_drain_ratio: Some(1.2),
             mixed_ratio: Some(1.5),
             mixed_to_its_drain_ratio: Some(1.2),
             no_mixed_run: None,

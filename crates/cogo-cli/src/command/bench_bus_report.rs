@@ -10,6 +10,7 @@ use crate::{
         bench_bus_peers::Peer,
         bench_bus_peers_report::{PeerReport, peers_table},
         bench_bus_ping::Pings,
+        bench_bus_runtime::RuntimeDrain,
     },
     failure::Failure,
     output::table,
@@ -69,6 +70,13 @@ pub(crate) struct Report {
     enqueue_per_s: f64,
     enqueue_single_per_s: f64,
     drain_per_s: f64,
+    /// Through the runtime of a worker, and by bare clients right before that.
+    drain_runtime_per_s: f64,
+    drain_bare_beside_per_s: f64,
+    /// The share of the latter that the runtime costs.
+    runtime_cost: f64,
+    /// Processor time of the worker for a message, in µs.
+    runtime_own_us: f64,
     mixed_per_s: f64,
     ping_p50_ms: f64,
     ping_p99_ms: f64,
@@ -94,12 +102,20 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(plan: Plan, server: ServerSettings, runs: &[OneRun], peers: &[Peer]) -> Self {
+    pub(crate) fn new(
+        plan: Plan,
+        server: ServerSettings,
+        (runs, drains): (&[OneRun], &[RuntimeDrain]),
+        peers: &[Peer],
+    ) -> Self {
+        let through =
+            |figure: fn(&RuntimeDrain) -> f64| rounded(median(drains.iter().map(figure).collect()).unwrap_or(f64::NAN));
         let of = |figure: fn(&OneRun) -> f64| rounded(median(runs.iter().map(figure).collect()).unwrap_or(f64::NAN));
         // our messages beside a peer count as well
         let beside = || peers.iter().flat_map(|peer| &peer.accounts).copied();
         let sum = |count: fn(&Account) -> i64| {
-            runs.iter().map(|run| run.account).chain(beside()).map(|account| count(&account)).sum()
+            let ours = runs.iter().map(|run| run.account).chain(drains.iter().map(|drain| drain.account));
+            ours.chain(beside()).map(|account| count(&account)).sum()
         };
         Self {
             messages: plan.messages,
@@ -112,6 +128,10 @@ impl Report {
             enqueue_per_s: of(|run| run.enqueue_per_s),
             enqueue_single_per_s: of(|run| run.single_per_s),
             drain_per_s: of(|run| run.drain_per_s),
+            drain_runtime_per_s: through(|drain| drain.per_s),
+            drain_bare_beside_per_s: through(|drain| drain.bare_per_s),
+            runtime_cost: through(RuntimeDrain::cost),
+            runtime_own_us: through(|drain| drain.own_us),
             mixed_per_s: of(|run| run.mixed_per_s),
             ping_p50_ms: of(|run| run.idle.seen_p50_ms),
             ping_p99_ms: of(|run| run.idle.seen_p99_ms),
@@ -133,7 +153,7 @@ impl Report {
             sent: sum(|account| account.sent),
             lost: sum(|account| account.lost),
             duplicated: sum(|account| account.duplicated),
-            peers: peers.iter().map(|peer| PeerReport::new(runs, peer)).collect(),
+            peers: peers.iter().map(|peer| PeerReport::new(runs, drains, peer)).collect(),
         }
     }
 
@@ -174,6 +194,10 @@ pub(crate) fn readable(report: &Report) -> String {
             row("enqueue in batches", per_s(report.enqueue_per_s)),
             row("enqueue singly, 8 connections", per_s(report.enqueue_single_per_s)),
             row("drain, bare clients", per_s(report.drain_per_s)),
+            row("drain, by a worker process", per_s(report.drain_runtime_per_s)),
+            row("bare clients right before that", per_s(report.drain_bare_beside_per_s)),
+            row("cost of its runtime", format!("{:.0} %", report.runtime_cost * 100.0)),
+            row("its processor time for a message", format!("{:.1} µs", report.runtime_own_us)),
             row("mixed, done", per_s(report.mixed_per_s)),
             row("ping idle, seen by the sender, p50 / p99", two(report.ping_p50_ms, report.ping_p99_ms)),
             row("ping idle, in the worker's hands", two(report.ping_claimed_p50_ms, report.ping_claimed_p99_ms)),
@@ -234,10 +258,17 @@ mod tests {
         }
     }
 
+    const DRAIN: RuntimeDrain = RuntimeDrain {
+        bare_per_s: 200.0,
+        per_s: 150.0,
+        own_us: 5.0,
+        account: Account { sent: 10, lost: 0, duplicated: 0 },
+    };
+
     fn report(runs: &[OneRun]) -> Report {
         let plan = Plan { messages: 10, consumers: 1, producers: 1, batch: 5, payload_bytes: 300 };
         let server = ServerSettings { version: "15".to_owned(), shared_buffers: "1MB".to_owned(), durable: true };
-        Report::new(plan, server, runs, &[])
+        Report::new(plan, server, (runs, &[DRAIN]), &[])
     }
 
     #[test]
@@ -252,6 +283,7 @@ mod tests {
         let value = serde_json::to_value(report(&[run(500.0, 500.0, 0)])).expect("an object");
         assert_eq!((value["enqueue_limit_ratio"].as_f64(), value["limit_ratio"].as_f64()), (Some(0.5), Some(0.5)));
         let mixed_too = ["enqueue_per_s", "drain_per_s", "mixed_per_s"];
+        assert_eq!(value["runtime_cost"].as_f64(), Some(0.25));
         for key in mixed_too.into_iter().chain(["ping_p50_ms", "ping_p99_ms", "lost", "duplicated"]) {
             assert!(value[key].is_number(), "{key}");
         }

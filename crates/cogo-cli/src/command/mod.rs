@@ -15,6 +15,7 @@ pub(crate) mod bench_bus_pgmq;
 pub(crate) mod bench_bus_ping;
 pub(crate) mod bench_bus_producer;
 pub(crate) mod bench_bus_report;
+pub(crate) mod bench_bus_runtime;
 pub(crate) mod bench_bus_worker_peers;
 pub(crate) mod bench_idle;
 pub(crate) mod bench_idle_meter;

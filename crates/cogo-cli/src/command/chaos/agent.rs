@@ -15,14 +15,12 @@ use cogo_contracts::{NewMessage, Route};
 use cogo_registry_core::Registry;
 use cogo_service_runtime::{Claim, Frame, Handler, HandlerError, NoSettings, Service};
 use futures_util::FutureExt;
-#[cfg(target_os = "linux")]
-use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::{Builder, Uuid};
 
 use super::schedule::{KEEPER, WORKER};
-use crate::failure::{Failure, Kind};
+use crate::{failure::Failure, parent};
 
 /// The route of all work in a chaos run.
 pub(crate) const ROUTE: Route = Route::constant("chaos", "work");
@@ -56,13 +54,7 @@ impl ChaosAgent {
     /// # Errors
     /// When it could be left behind.
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
-        // killed rather than told: it may be stopped when its parent dies, and a wish would wait for ever
-        #[cfg(target_os = "linux")]
-        set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|error| Failure::failed("Could not be tied to the parent").cause(error.to_string()))?;
-        if std::os::unix::process::parent_id() != self.parent {
-            return Err(Failure::new(Kind::Interrupted, "The parent is gone already"));
-        }
+        parent::end_with(self.parent)?;
         let version = env!("CARGO_PKG_VERSION");
         Ok(match self.role {
             Role::Worker => cogo_service_runtime::serve::<ChaosWorker>(version),
