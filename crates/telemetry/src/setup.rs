@@ -27,7 +27,7 @@ use tracing_subscriber::{
 
 use crate::{
     BusMetrics, Error, Exposition, LogFormat, Settings, Statsd,
-    json_lines::{JsonLines, SpanFields},
+    json_lines::JsonLines,
     metrics::name,
     otlp::{self, Exporters},
     panic_hook, process,
@@ -249,7 +249,7 @@ where
     S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt::layer().fmt_fields(SpanFields).event_format(JsonLines).with_writer(writer).boxed()
+    JsonLines(writer).boxed()
 }
 
 fn human_layer<S, W>(writer: W, look: Look) -> BoxedLayer<S>
