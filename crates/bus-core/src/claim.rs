@@ -193,7 +193,7 @@ impl Bus {
                 }
             }
         }
-        claimed.sort_by_key(|row| (row.priority, row.created_at, row.message.id));
+        claimed.sort_by_cached_key(|row| (row.priority, row.created_at, row.message.id));
         Ok(claimed.into_iter().map(|row| row.message).collect())
     }
 

@@ -24,8 +24,11 @@ const SHORTEST_TICK: Duration = Duration::from_millis(1);
 /// What a worker has in hand.
 #[derive(Default)]
 pub(crate) struct Leases {
-    held: Mutex<HashMap<Uuid, Held>>,
+    held: Mutex<ById>,
 }
+
+/// Asked three times for each message, so the hash must be cheap.
+type ById = HashMap<Uuid, Held, foldhash::fast::RandomState>;
 
 struct Held {
     fence: Fence,
@@ -165,7 +168,7 @@ impl Leases {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Held>> {
+    fn lock(&self) -> MutexGuard<'_, ById> {
         self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
