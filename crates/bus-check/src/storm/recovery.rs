@@ -45,11 +45,11 @@ impl Recovery {
     }
 }
 
-/// When first attempts were taken back, by the clock of the database.
+/// When first attempts ended that were not the last, by the clock of the database.
 pub(super) async fn taken_back(pool: &PgPool) -> anyhow::Result<TakenBack> {
     let rows: Vec<(Uuid, i64)> = sqlx::query_as(
         "select id, (extract(epoch from ended_at) * 1000000)::bigint from bus.attempts
-          where attempt = 1 and outcome in ('lease_expired', 'holder_gone')",
+          where attempt = 1",
     )
     .fetch_all(pool)
     .await
