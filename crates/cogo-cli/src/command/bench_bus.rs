@@ -51,6 +51,9 @@ pub(crate) struct BenchBus {
     /// Connections that send.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     producers: u16,
+    /// Messages that the worker process has in hand at most.
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    hands: u16,
     /// Messages of one statement.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch: u16,
@@ -93,7 +96,7 @@ impl BenchBus {
             note("messages, pings and the limit".to_owned());
             let one = self.measure(&server, &client.handle, plan).await?;
             note(one.summary());
-            drains.push(bench_bus_runtime::measure(&server, &client.handle, plan).await?);
+            drains.push(bench_bus_runtime::measure(&server, &client.handle, plan, self.hands).await?);
             note(drains.last().map(RuntimeDrain::summary).unwrap_or_default());
             runs.push(one);
             let terms = Terms { plan, time: self.mixed_time(), first: First::of(u64::from(number)) };

@@ -30,13 +30,11 @@ use crate::{
     proc_files::cpu_ms,
 };
 
-/// Messages that the worker has in hand at most.
-const HANDS: &str = "1000";
 /// How long the worker may take to begin, to drain, and to end.
 const PATIENCE: Duration = Duration::from_secs(120);
 const FAREWELL: Duration = Duration::from_secs(10);
 /// Between two looks whether everything is done.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Be the worker of a measurement.
 #[derive(Debug, Args)]
@@ -126,20 +124,25 @@ impl RuntimeDrain {
 }
 
 /// Drains as many messages by bare clients and then by a worker, in a database of their own.
-pub(crate) async fn measure(server: &BenchServer, client: &Handle, plan: Plan) -> Result<RuntimeDrain, Failure> {
+pub(crate) async fn measure(
+    server: &BenchServer,
+    client: &Handle,
+    plan: Plan,
+    hands: u16,
+) -> Result<RuntimeDrain, Failure> {
     let database = server.create_database_for("_runtime").await?;
     let url = database.url().to_owned();
-    let measured = on_threads(client, async move { Box::pin(both(&url, plan)).await }).await;
+    let measured = on_threads(client, async move { Box::pin(both(&url, plan, hands)).await }).await;
     database.remove().await?;
     measured
 }
 
-async fn both(url: &str, plan: Plan) -> Result<RuntimeDrain, Failure> {
+async fn both(url: &str, plan: Plan, hands: u16) -> Result<RuntimeDrain, Failure> {
     let database = BenchDatabase::open(url, plan.connections()).await?;
     let load = Load::new(database.pool(), plan);
     load.enqueue().await?;
     let bare_per_s = load.drain().await?;
-    let worker = Process::start(url)?;
+    let worker = Process::start(url, hands)?;
     let drained = worker.drain(url, &load).await;
     let (elapsed, spent) = worker.end(drained).await?;
     let (sent, _) = load.into_ids();
@@ -162,7 +165,7 @@ struct Process {
 }
 
 impl Process {
-    fn start(url: &str) -> Result<Self, Failure> {
+    fn start(url: &str, hands: u16) -> Result<Self, Failure> {
         let log = std::env::temp_dir().join(format!("cogo-bench-worker-{}.log", std::process::id()));
         let file = File::create(&log).map_err(about_file("create", &log))?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
@@ -171,7 +174,7 @@ impl Process {
             .env_clear()
             .env("DATABASE_URL", url)
             .env("COGO_PORT", port.to_string())
-            .env("COGO_CONCURRENCY", HANDS)
+            .env("COGO_CONCURRENCY", hands.to_string())
             .env("COGO_LOG_FORMAT", "json")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
@@ -185,6 +188,7 @@ impl Process {
     /// much processor time.
     async fn drain(&self, url: &str, load: &Load) -> Result<(Duration, Duration), Failure> {
         let mut observer = PgConnection::connect(url).await?;
+        sqlx::query("set enable_seqscan = off").execute(&mut observer).await?;
         load.send_one().await?;
         self.until_done(&mut observer).await?;
         load.bus.pause_route(&WORK, "cogo bench").await?;
@@ -198,7 +202,8 @@ impl Process {
 
     async fn until_done(&self, observer: &mut PgConnection) -> Result<(), Failure> {
         let began = Instant::now();
-        let open = "select exists (select from bus.ready) or exists (select from bus.claims)";
+        // claims first, of which there are some as long as it works: looking through what is left of ready rows takes time
+        let open = "select exists (select from bus.claims) or exists (select from bus.ready)";
         while sqlx::query_scalar(open).fetch_one(&mut *observer).await? {
             self.processor_time()?;
             if began.elapsed() > PATIENCE {
