@@ -139,7 +139,11 @@ impl<H: Handler> Attempts<H> {
         let rejected = |reason| Failure { reason, retriable: false, retry_after: None };
         let fits = Box::pin(schema_check::request(&self.schemas, &self.route, &claimed)).await;
         let payload = std::mem::take(&mut claimed.payload);
-        let parsed = fits.and_then(|()| parse::<H::Request>(payload).map_err(rejected));
+        // the request reads itself by code of the handler's author
+        let read = || std::panic::catch_unwind(|| parse::<H::Request>(payload));
+        let read =
+            || read().unwrap_or_else(|panic| Err(format!("payload makes its reader panic: {}", panic_text(&*panic))));
+        let parsed = fits.and_then(|()| read().map_err(rejected));
         let (assignment, request) = match parsed {
             Ok((assignment, request)) => (assignment, Ok(request)),
             Err(failure) => (Assignment::default(), Err(failure)),

@@ -1,8 +1,8 @@
 //! Starts the attempts of a claim: each as a task of its own, or of many some in a row until one has to wait.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::poll;
+use futures_util::{FutureExt, poll};
 use tokio::time::Instant;
 
 use crate::{
@@ -40,7 +40,8 @@ impl<H: Handler> Attempts<H> {
         let begin = Instant::now();
         let mut taken = taken.into_iter();
         while let Some(next) = taken.next() {
-            let mut attempt = Box::pin(Arc::clone(&self).run(next));
+            // what panics outside its handler, where nothing else catches it, must not take the rest of the row along
+            let mut attempt = Box::pin(AssertUnwindSafe(Arc::clone(&self).run(next)).catch_unwind());
             if poll!(attempt.as_mut()).is_pending() {
                 self.tracker.spawn(attempt);
             }

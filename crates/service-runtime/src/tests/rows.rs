@@ -44,6 +44,29 @@ impl Handler for Noting {
     }
 }
 
+/// Panics when it is read from a payload that says so.
+struct Explosive;
+
+impl<'de> Deserialize<'de> for Explosive {
+    fn deserialize<D: serde::Deserializer<'de>>(payload: D) -> Result<Self, D::Error> {
+        let payload = Value::deserialize(payload)?;
+        assert!(payload["explode"].is_null(), "as ordered");
+        Ok(Self)
+    }
+}
+
+struct Reading;
+
+impl Handler for Reading {
+    const ROUTE: Route = ROUTE;
+    type Request = Explosive;
+    type Reply = Value;
+
+    async fn handle(&self, _request: Explosive, _claim: &Claim) -> Result<Value, HandlerError> {
+        Ok(json!({}))
+    }
+}
+
 /// Has messages handled that one claim takes, after `before` others.
 async fn handle_many(before: usize, handler: impl Handler) {
     let database = cogo_test_support::database().await;
@@ -79,4 +102,21 @@ async fn quick_messages_share_tasks_and_slow_ones_have_their_own() {
     let tasks = |handler: &Noting| handler.tasks.lock().unwrap().iter().copied().collect::<HashSet<task::Id>>().len();
     assert!(tasks(&quick) <= MANY, "{} tasks", tasks(&quick));
     assert_eq!(tasks(&slow), 1 + MANY, "only the first of a row may run in its task");
+}
+
+#[tokio::test]
+async fn a_payload_that_makes_its_reader_panic_is_a_dead_letter_and_the_rest_of_its_row_is_done() {
+    let database = cogo_test_support::database().await;
+    let (bus, pool) = (Bus::new(database.pool.clone()), database.pool.clone());
+    let mut messages = vec![NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), json!({})); 100];
+    messages[0].payload = json!({"explode": true});
+    bus.enqueue_many(&messages).await.unwrap();
+    let running = Running::start_with(database, pool, false, Pace { concurrency: 1000, ..pace() }, |_| Reading);
+    let ended = "select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed') from public.agent_messages";
+    let started = Instant::now();
+    while sqlx::query_as::<_, (i64, i64)>(ended).fetch_one(bus.pool()).await.unwrap() != (99, 1) {
+        assert!(started.elapsed() < PATIENCE, "not all have ended");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(running.finish().await);
 }
