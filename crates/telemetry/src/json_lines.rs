@@ -1,6 +1,9 @@
 //! Log events as one flat JSON object per line, with the fields of the spans around them and their trace.
 
-use std::{fmt, io::Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 use opentelemetry::{Context, trace::TraceContextExt};
 use serde_json::{Map, Value};
@@ -78,8 +81,9 @@ where
             }
         });
         let text = format!("{}\n", Value::Object(line));
-        // there is nowhere to tell that the log cannot be written
-        let _ = self.0.make_writer_for(event.metadata()).write_all(text.as_bytes());
+        if let Err(error) = self.0.make_writer_for(event.metadata()).write_all(text.as_bytes()) {
+            let _ = writeln!(io::stderr(), "a line of the log was lost: {error}");
+        }
     }
 }
 
@@ -93,7 +97,7 @@ fn insert(line: &mut Map<String, Value>, name: &str, value: Value) {
 }
 
 impl Fields {
-    /// What is recorded again replaces what was there, as the later one does in a line.
+    /// Of fields of one name a line shows the last.
     fn insert(&mut self, field: &Field, value: Value) {
         self.0.push((field.name(), value));
     }

@@ -65,7 +65,7 @@ pub struct Tally {
     pub recovery_limit_s: f64,
     /// How many messages of killed workers ran again later than that; those during which the database went away count too.
     pub recoveries_late: usize,
-    /// Those of them that stood in the queue again in time and waited there, since more urgent messages went first.
+    /// Those of them that stood in the queue again in time and waited there, while every worker that asked got others.
     pub recoveries_waiting: usize,
     /// Longest time from the kill of a worker until a message of it stood in the queue again, that in which the database was
     /// away aside, in seconds.

@@ -14,6 +14,9 @@ use crate::{
 /// A time in which the database itself was away, from and until, in microseconds of the Unix epoch.
 pub(super) type Outage = (i64, i64);
 
+/// From the moment that is noted until what was taken back with it is committed, in microseconds.
+const SETTLING_US: i64 = 1_000_000;
+
 /// When the bus took back what a dead worker held, in microseconds of the Unix epoch.
 pub(super) type TakenBack = HashMap<Uuid, i64>;
 
@@ -26,6 +29,8 @@ pub(super) struct Recovery {
     pub(super) without_database: Duration,
     /// From the kill until it stood in the queue again, time without the database aside; absent: nobody noted it.
     pub(super) queued: Option<Duration>,
+    /// Whether a worker found nothing to claim while it stood there, so that it was passed over.
+    pub(super) passed_over: bool,
 }
 
 impl Recovery {
@@ -39,9 +44,9 @@ impl Recovery {
         self.net() > limit
     }
 
-    /// Whether all that made it late was the queue: it stood there in time, and what was more urgent went first.
+    /// Whether all that made it late was the queue: it stood there in time, and others went first as long as it did.
     pub(super) fn waited_its_turn(&self, limit: Duration) -> bool {
-        self.is_late(limit) && self.queued.is_some_and(|queued| queued <= limit)
+        self.is_late(limit) && !self.passed_over && self.queued.is_some_and(|queued| queued <= limit)
     }
 }
 
@@ -79,6 +84,7 @@ pub(super) fn recoveries(
         }
     }
     let mut recoveries = Vec::new();
+    let empty: Vec<(i64, i64)> = calls.iter().filter_map(found_nothing).collect();
     for (held, (holder, claimed_us)) in claims.iter().filter(|(held, _)| held.attempt == 1) {
         let Some(death) = deaths.iter().find(|death| death.name == *holder && death.at_us >= *claimed_us) else {
             continue;
@@ -91,17 +97,26 @@ pub(super) fn recoveries(
             continue;
         };
         if ended.get(&held.id) != Some(&1) {
+            let back = taken_back.get(&held.id);
             let since = |until_us: i64| microseconds(until_us - death.at_us);
             recoveries.push(Recovery {
                 time: since(*again_us),
                 without_database: away(outages, death.at_us, *again_us),
-                queued: taken_back
-                    .get(&held.id)
-                    .map(|back| since(*back).saturating_sub(away(outages, death.at_us, *back))),
+                queued: back.map(|back| since(*back).saturating_sub(away(outages, death.at_us, *back))),
+                passed_over: back.is_some_and(|back| {
+                    empty.iter().any(|(asked, told)| asked > &(back + SETTLING_US) && told < again_us)
+                }),
             });
         }
     }
     recoveries
+}
+
+/// When a worker asked and was told that there is nothing to claim.
+fn found_nothing(call: &Call) -> Option<(i64, i64)> {
+    let Operation::Claim { .. } = call.operation else { return None };
+    let Some(Answer::Taken(taken)) = call.answer() else { return None };
+    taken.is_empty().then_some((call.invoked_us, call.returned_us?))
 }
 
 /// How much of a time the database was away.
@@ -139,7 +154,7 @@ mod tests {
     fn time_runs_from_the_kill_to_the_next_claim() {
         let calls = [claim("a", 1, 1_000), claim("b", 2, 1_500_000)];
         let deaths = [Death { name: "a".to_owned(), at_us: 500_000 }];
-        let recovery = Recovery { time: SECOND, without_database: Duration::ZERO, queued: None };
+        let recovery = Recovery { time: SECOND, without_database: Duration::ZERO, queued: None, passed_over: false };
         assert_eq!(recoveries(&calls, &deaths, &[], &TakenBack::new()), [recovery]);
         assert!(recoveries(&calls, &[], &[], &TakenBack::new()).is_empty());
         let killed_in_its_sleep = [Death { name: "a".to_owned(), at_us: 1_500_000 }];
@@ -159,6 +174,13 @@ mod tests {
         assert!(recovery.waited_its_turn(Duration::from_millis(400)));
         assert!(!recovery.waited_its_turn(Duration::from_millis(399)), "taken back too late");
         assert!(!recovery.waited_its_turn(SECOND), "not late at all");
+        let mut with_an_idle_worker = calls.to_vec();
+        let mut idle = claim("c", 1, 3_000_000);
+        idle.outcome = Outcome::Ok(Answer::Taken(Vec::new()));
+        with_an_idle_worker[1].returned_us = Some(4_000_000);
+        with_an_idle_worker.push(idle);
+        let passed_over = recoveries(&with_an_idle_worker, &deaths, &outages, &taken_back);
+        assert!(passed_over.iter().all(|recovery| recovery.passed_over && !recovery.waited_its_turn(SECOND)));
         let unnoted = recoveries(&calls, &deaths, &outages, &TakenBack::new());
         assert!(unnoted.iter().all(|recovery| !recovery.waited_its_turn(Duration::ZERO)));
     }
@@ -171,7 +193,10 @@ mod tests {
         let outages =
             [(0, 400_000), (450_000, 600_000), (700_000, 800_000), (1_400_000, 1_900_000), (2_000_000, 3_000_000)];
         let [recovery] = recoveries(&calls, &deaths, &outages, &TakenBack::new()).try_into().expect("one");
-        assert_eq!(recovery, Recovery { time: SECOND, without_database: Duration::from_millis(300), queued: None });
+        assert_eq!(
+            recovery,
+            Recovery { time: SECOND, without_database: Duration::from_millis(300), queued: None, passed_over: false }
+        );
         assert!(!recovery.is_late(Duration::from_millis(700)) && recovery.is_late(Duration::from_millis(699)));
     }
 }
