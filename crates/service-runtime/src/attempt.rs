@@ -227,7 +227,10 @@ fn parse<R: DeserializeOwned>(payload: Value) -> Result<(Assignment, R), String>
 }
 
 fn done<R: serde::Serialize>(claim: &Claim, reply: &R) -> End {
-    let result = match serde_json::to_value(reply) {
+    // by code of the handler's author as well
+    let written = std::panic::catch_unwind(AssertUnwindSafe(|| serde_json::to_value(reply)));
+    let written = written.map_err(|panic| panic_text(&*panic).to_owned());
+    let result = match written.and_then(|written| written.map_err(|error| error.to_string())) {
         Ok(result) => result,
         Err(error) => {
             let reason = format!("reply does not serialize: {error}");

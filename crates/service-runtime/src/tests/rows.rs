@@ -45,13 +45,27 @@ impl Handler for Noting {
 }
 
 /// Panics when it is read from a payload that says so.
-struct Explosive;
+struct Explosive {
+    reply: Fragile,
+}
+
+/// Panics when it is written, if it is broken.
+struct Fragile {
+    is_broken: bool,
+}
+
+impl serde::Serialize for Fragile {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(!self.is_broken, "as ordered");
+        serializer.serialize_unit()
+    }
+}
 
 impl<'de> Deserialize<'de> for Explosive {
     fn deserialize<D: serde::Deserializer<'de>>(payload: D) -> Result<Self, D::Error> {
         let payload = Value::deserialize(payload)?;
         assert!(payload["explode"].is_null(), "as ordered");
-        Ok(Self)
+        Ok(Self { reply: Fragile { is_broken: !payload["break"].is_null() } })
     }
 }
 
@@ -60,10 +74,10 @@ struct Reading;
 impl Handler for Reading {
     const ROUTE: Route = ROUTE;
     type Request = Explosive;
-    type Reply = Value;
+    type Reply = Fragile;
 
-    async fn handle(&self, _request: Explosive, _claim: &Claim) -> Result<Value, HandlerError> {
-        Ok(json!({}))
+    async fn handle(&self, request: Explosive, _claim: &Claim) -> Result<Fragile, HandlerError> {
+        Ok(request.reply)
     }
 }
 
@@ -105,16 +119,17 @@ async fn quick_messages_share_tasks_and_slow_ones_have_their_own() {
 }
 
 #[tokio::test]
-async fn a_payload_that_makes_its_reader_panic_is_a_dead_letter_and_the_rest_of_its_row_is_done() {
+async fn payloads_and_replies_that_panic_are_dead_letters_and_the_rest_of_their_row_is_done() {
     let database = cogo_test_support::database().await;
     let (bus, pool) = (Bus::new(database.pool.clone()), database.pool.clone());
     let mut messages = vec![NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), json!({})); 100];
     messages[0].payload = json!({"explode": true});
+    messages[1].payload = json!({"break": true});
     bus.enqueue_many(&messages).await.unwrap();
     let running = Running::start_with(database, pool, false, Pace { concurrency: 1000, ..pace() }, |_| Reading);
     let ended = "select count(*) filter (where status = 'done'), count(*) filter (where status = 'failed') from public.agent_messages";
     let started = Instant::now();
-    while sqlx::query_as::<_, (i64, i64)>(ended).fetch_one(bus.pool()).await.unwrap() != (99, 1) {
+    while sqlx::query_as::<_, (i64, i64)>(ended).fetch_one(bus.pool()).await.unwrap() != (98, 2) {
         assert!(started.elapsed() < PATIENCE, "not all have ended");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
