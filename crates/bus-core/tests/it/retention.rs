@@ -26,6 +26,12 @@ impl Yesterday {
         .fetch_one(bus.pool())
         .await
         .unwrap();
+        // a midnight since the database was made leaves a day before this one, which is nobody's here and would go too
+        sqlx::query("select bus.drop_old_partitions(to_timestamp($1 / 1000.0) - interval '12 hours')")
+            .bind(noon_ms)
+            .execute(bus.pool())
+            .await
+            .unwrap();
         Self { part, noon_ms }
     }
 
