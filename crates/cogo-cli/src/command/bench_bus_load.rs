@@ -95,13 +95,25 @@ impl Load {
         Self { bus: Bus::new(pool), ..self.clone() }
     }
 
+    /// As many loads as senders, each over a connection that is open: producers of peers and of the limit have theirs too.
+    async fn senders(&self, count: u16) -> Result<Vec<Self>, Failure> {
+        let mut senders = Vec::new();
+        for _ in 0..count {
+            let load = self.on_own_connection();
+            drop(load.bus.pool().acquire().await?);
+            senders.push(load);
+        }
+        Ok(senders)
+    }
+
     /// Sends all messages in batches; answers how many a second.
     pub(crate) async fn enqueue(&self) -> Result<f64, Failure> {
         let next = Arc::new(AtomicU64::new(0));
+        let senders = self.senders(self.plan.producers).await?;
         let began = Instant::now();
         let mut producers = JoinSet::new();
-        for _ in 0..self.plan.producers {
-            let (load, next) = (self.on_own_connection(), Arc::clone(&next));
+        for load in senders {
+            let next = Arc::clone(&next);
             producers.spawn(async move {
                 loop {
                     let number = u32::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(u32::MAX);
@@ -119,10 +131,10 @@ impl Load {
     /// Sends messages one by one from several connections; answers how many a second.
     pub(crate) async fn enqueue_singly(&self) -> Result<f64, Failure> {
         let each = (self.plan.messages / SINGLY).clamp(FEWEST_SINGLY, MOST_SINGLY) / u32::from(SINGLE_SENDERS);
+        let loads = self.senders(SINGLE_SENDERS).await?;
         let began = Instant::now();
         let mut senders = JoinSet::new();
-        for _ in 0..SINGLE_SENDERS {
-            let load = self.on_own_connection();
+        for load in loads {
             senders.spawn(async move {
                 for _ in 0..each {
                     load.send_one().await?;
