@@ -5,6 +5,7 @@
 mod artifacts;
 mod broadcasts;
 mod claiming;
+mod close_together;
 mod dead_letters;
 mod deferring;
 mod documented;

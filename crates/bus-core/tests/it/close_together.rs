@@ -1,0 +1,122 @@
+//! Large claims and completions: one look for what was sent close together, a search for each of what was not.
+
+use std::collections::HashSet;
+
+use cogo_bus_core::{Bus, Completion};
+use cogo_contracts::{NewMessage, Route};
+use serde_json::json;
+use sqlx::{Postgres, Transaction};
+use uuid::{Builder, Uuid};
+
+use crate::support::{ROUTE, bus, claim, message, misplaced, statuses};
+
+/// More than a claim marks one by one.
+const MANY: u16 = 200;
+
+/// `MANY` ids from now on, so many milliseconds apart.
+async fn ids(bus: &Bus, apart_ms: u64) -> Vec<Uuid> {
+    let now: i64 = sqlx::query_scalar("select (extract(epoch from clock_timestamp()) * 1000)::bigint")
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+    let id = |number: u16| {
+        let at = now.unsigned_abs() + apart_ms * u64::from(number);
+        let mut rest = [0; 10];
+        rest[..2].copy_from_slice(&number.to_be_bytes());
+        Builder::from_unix_timestamp_millis(at, &rest).into_uuid()
+    };
+    (0..MANY).map(id).collect()
+}
+
+/// Looks into the indexes of messages within this transaction.
+async fn looks(transaction: &mut Transaction<'_, Postgres>) -> i64 {
+    sqlx::query_scalar(
+        "select sum(idx_scan)::bigint from pg_stat_xact_user_tables where schemaname = 'bus' and relname like 'messages\\_%'",
+    )
+    .fetch_one(&mut **transaction)
+    .await
+    .unwrap()
+}
+
+/// How many looks claiming and completing everything takes.
+async fn looks_of_claim_and_completion(bus: &Bus) -> (i64, i64) {
+    let mut transaction = bus.pool().begin().await.unwrap();
+    let before = looks(&mut transaction).await;
+    let claimed: Vec<(Uuid, i16)> = sqlx::query_as("select id, attempt from bus.claim($1, $2, 0, 'w', 1000)")
+        .bind(ROUTE.service())
+        .bind(ROUTE.role())
+        .fetch_all(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(claimed.len(), usize::from(MANY));
+    let after_claim = looks(&mut transaction).await;
+    let (ids, attempts): (Vec<Uuid>, Vec<i16>) = claimed.into_iter().unzip();
+    let nothing: Vec<Option<String>> = vec![None; ids.len()];
+    let done: i64 = sqlx::query_scalar("select count(*) from bus.complete_many($1, $2, 'w', '{}', $3, $3)")
+        .bind(ids)
+        .bind(attempts)
+        .bind(nothing)
+        .fetch_one(&mut *transaction)
+        .await
+        .unwrap();
+    assert_eq!(done, i64::from(MANY));
+    let after_completion = looks(&mut transaction).await;
+    transaction.commit().await.unwrap();
+    (after_claim - before, after_completion - after_claim)
+}
+
+#[tokio::test]
+async fn what_was_sent_together_is_found_by_one_look() {
+    let (bus, _database) = bus().await;
+    let ids = ids(&bus, 0).await;
+    let messages: Vec<_> = ids.iter().map(|id| NewMessage { id: Some(*id), ..message(json!({})) }).collect();
+    bus.enqueue_many(&messages).await.unwrap();
+    assert_eq!(looks_of_claim_and_completion(&bus).await, (1, 1));
+    assert_eq!(statuses(&bus).await, [("done".to_owned(), i64::from(MANY))]);
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn what_was_sent_apart_is_searched_for_one_by_one() {
+    let (bus, _database) = bus().await;
+    let ids = ids(&bus, 10).await;
+    let messages: Vec<_> = ids.iter().map(|id| NewMessage { id: Some(*id), ..message(json!({})) }).collect();
+    bus.enqueue_many(&messages).await.unwrap();
+    let (claim, completion) = looks_of_claim_and_completion(&bus).await;
+    let each = i64::from(MANY);
+    assert!((each..2 * each).contains(&claim) && (each..2 * each).contains(&completion), "{claim}, {completion}");
+    assert_eq!(statuses(&bus).await, [("done".to_owned(), each)]);
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn what_stands_between_belongs_to_others() {
+    let (bus, _database) = bus().await;
+    let ids = ids(&bus, 0).await;
+    // every second one is of another route, every fifth was claimed by somebody else before
+    let other = Route::constant("test", "other");
+    let messages: Vec<_> = (0u16..)
+        .zip(&ids)
+        .map(|(number, id)| {
+            let route = if number % 2 == 0 { ROUTE } else { other.clone() };
+            NewMessage { id: Some(*id), route, ..message(json!({"number": number})) }
+        })
+        .collect();
+    bus.enqueue_many(&messages).await.unwrap();
+    let of_others = claim(&bus, "other", 20).await;
+    let mine = claim(&bus, "w", 1000).await;
+    let numbers: HashSet<u64> = mine.iter().filter_map(|claimed| claimed.payload["number"].as_u64()).collect();
+    assert!(mine.len() == 80 && numbers.len() == 80 && numbers.iter().all(|number| number % 2 == 0), "{numbers:?}");
+    assert!(of_others.iter().all(|theirs| mine.iter().all(|claimed| claimed.id != theirs.id)));
+    // of what is named by both, only what is held is ended
+    let both: Vec<_> = mine.iter().chain(&of_others).map(|claimed| (claimed.fence(), Completion::default())).collect();
+    let done: HashSet<Uuid> = bus.complete_many(&both, "w").await.unwrap().into_iter().collect();
+    assert_eq!(done, mine.iter().map(|claimed| claimed.id).collect());
+    let left = i64::from(MANY) - 80 - 20;
+    let now = statuses(&bus).await;
+    assert_eq!(
+        now,
+        [("claimed", 20), ("done", 80), ("queued", left)].map(|(status, count)| (status.to_owned(), count))
+    );
+    assert_eq!(misplaced(&bus).await, 0);
+}
