@@ -76,9 +76,11 @@ struct Unreadable {
 }
 
 impl ClaimedRow {
+    /// Unchecked means: the types are those of the statement above it, and are not compared again for each field.
     fn read(row: &PgRow) -> Result<Result<Self, Unreadable>, sqlx::Error> {
-        let fence = Fence { id: row.try_get(0)?, attempt: row.try_get(1)? };
-        let (payload, headers) = (serde_json::from_str(row.try_get(4)?), serde_json::from_str(row.try_get(5)?));
+        let fence = Fence { id: row.try_get_unchecked(0)?, attempt: row.try_get_unchecked(1)? };
+        let (payload, headers) =
+            (serde_json::from_str(row.try_get_unchecked(4)?), serde_json::from_str(row.try_get_unchecked(5)?));
         let (payload, headers) = match (payload, headers) {
             (Ok(payload), Ok(headers)) => (payload, headers),
             (Err(error), _) | (_, Err(error)) => return Ok(Err(Unreadable { fence, error })),
@@ -86,17 +88,17 @@ impl ClaimedRow {
         let message = Claimed {
             id: fence.id,
             attempt: fence.attempt,
-            max_attempts: row.try_get(2)?,
-            tenant: row.try_get(3)?,
+            max_attempts: row.try_get_unchecked(2)?,
+            tenant: row.try_get_unchecked(3)?,
             payload,
             headers,
-            root_id: row.try_get(6)?,
-            parent_id: row.try_get(7)?,
-            reply_to: row.try_get(8)?,
-            waited_ms: row.try_get(9)?,
-            remaining_ms: row.try_get(10)?,
+            root_id: row.try_get_unchecked(6)?,
+            parent_id: row.try_get_unchecked(7)?,
+            reply_to: row.try_get_unchecked(8)?,
+            waited_ms: row.try_get_unchecked(9)?,
+            remaining_ms: row.try_get_unchecked(10)?,
         };
-        Ok(Ok(Self { message, priority: row.try_get(11)?, created_at: row.try_get(12)? }))
+        Ok(Ok(Self { message, priority: row.try_get_unchecked(11)?, created_at: row.try_get_unchecked(12)? }))
     }
 }
 

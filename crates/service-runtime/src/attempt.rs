@@ -1,6 +1,6 @@
 //! One attempt at one message, from the parsed request to the recorded end.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, task::Poll, time::Duration};
+use std::{any::Any, future::poll_fn, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use cogo_bus_core::{Bus, Claimed, Completion, Failure};
 use cogo_contracts::{Assignment, Route};
@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, info_span};
+use tracing::{Span, info_span};
+use uuid::fmt::Hyphenated;
 
 use crate::{
     Claim, Handler, HandlerError, RetryPolicy,
@@ -103,18 +104,20 @@ impl<H: Handler> Attempts<H> {
     /// other end is recorded here.
     pub(crate) async fn run(self: Arc<Self>, taken: Taken) {
         let claimed = &taken.claimed;
+        // written once, and not by every layer for itself
+        let (mut id, mut task) = ([0; Hyphenated::LENGTH], [0; Hyphenated::LENGTH]);
         let span = info_span!(
             "process",
             otel.name = self.span_name,
             otel.kind = "consumer",
-            message.id = %claimed.id,
-            task.id = %claimed.root_id,
+            message.id = &*claimed.id.hyphenated().encode_lower(&mut id),
+            task.id = &*claimed.root_id.hyphenated().encode_lower(&mut task),
             tenant = claimed.tenant,
             attempt = claimed.attempt,
         );
         cogo_telemetry::link_or_parent(&span, &claimed.headers);
         self.metrics.waited(Duration::from_millis(claimed.waited_ms.max(0).unsigned_abs()));
-        async {
+        let attempt = async {
             let _hand = self.hands.hold();
             let (started, portion) = (Instant::now(), Arc::clone(&taken.portion));
             let (claim, end) = self.attempt(taken).await;
@@ -129,9 +132,8 @@ impl<H: Handler> Attempts<H> {
                 }
             };
             self.settler.add(Ended { claim, order, portion, started });
-        }
-        .instrument(span)
-        .await;
+        };
+        within(&span, attempt).await;
     }
 
     async fn attempt(&self, taken: Taken) -> (Claim, End) {
@@ -215,6 +217,17 @@ impl<H: Handler> Attempts<H> {
             Err(failure) => End::Failed(failure),
         }
     }
+}
+
+/// As `instrument`, but what the future leaves at its end is dropped outside of the span: to enter that once more costs as
+/// much as the first time.
+async fn within<F: Future>(span: &Span, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let _entered = span.enter();
+        future.as_mut().poll(context)
+    })
+    .await
 }
 
 fn parse<R: DeserializeOwned>(payload: Value) -> Result<(Assignment, R), String> {

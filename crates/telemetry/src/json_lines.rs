@@ -3,17 +3,20 @@
 use std::{
     fmt,
     io::{self, Write},
+    sync::OnceLock,
 };
 
-use opentelemetry::{Context, trace::TraceContextExt};
+use opentelemetry::trace::{SpanContext, TraceContextExt};
 use serde_json::{Map, Value};
 use tracing::{
-    Event, Subscriber,
+    Dispatch, Event, Subscriber,
+    dispatcher::WeakDispatch,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
 };
+use tracing_opentelemetry::get_otel_context;
 use tracing_subscriber::{
-    Layer,
+    Layer, Registry,
     fmt::{
         MakeWriter,
         format::Writer,
@@ -26,7 +29,26 @@ use tracing_subscriber::{
 use crate::redact::{MASK, is_secret, redacted};
 
 /// Writes `timestamp, level, target, message, …fields, span, trace_id, span_id`.
-pub(crate) struct JsonLines<W>(pub(crate) W);
+pub(crate) struct JsonLines<W> {
+    writer: W,
+    /// Knows the trace of a span.
+    dispatch: OnceLock<WeakDispatch>,
+}
+
+impl<W> JsonLines<W> {
+    pub(crate) fn new(writer: W) -> Self {
+        Self { writer, dispatch: OnceLock::new() }
+    }
+
+    /// The trace of the innermost span that has one, whether or not the log shows that span.
+    fn trace(&self) -> Option<SpanContext> {
+        let dispatch = self.dispatch.get()?.upgrade()?;
+        let current = dispatch.current_span();
+        let span = dispatch.downcast_ref::<Registry>()?.span(current.id()?)?;
+        let context = span.scope().find_map(|span| get_otel_context(&span.id(), &dispatch))?;
+        Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
+    }
+}
 
 /// The fields of a span, as they came: most spans end without an event, and then nobody reads them.
 struct Fields(Vec<(&'static str, Value)>);
@@ -36,6 +58,11 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'writer> MakeWriter<'writer> + 'static,
 {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        // a layer belongs to one subscriber
+        let _first_stays = self.dispatch.set(dispatch.downgrade());
+    }
+
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
         let mut fields = Fields(Vec::with_capacity(attributes.fields().len()));
@@ -73,15 +100,12 @@ where
         if let Some(name) = innermost {
             line.insert("span".to_owned(), Value::String(name.to_owned()));
         }
-        Context::map_current(|current| {
-            let span_context = current.span().span_context().clone();
-            if span_context.is_valid() {
-                line.insert("trace_id".to_owned(), Value::String(span_context.trace_id().to_string()));
-                line.insert("span_id".to_owned(), Value::String(span_context.span_id().to_string()));
-            }
-        });
+        if let Some(trace) = self.trace() {
+            line.insert("trace_id".to_owned(), Value::String(trace.trace_id().to_string()));
+            line.insert("span_id".to_owned(), Value::String(trace.span_id().to_string()));
+        }
         let text = format!("{}\n", Value::Object(line));
-        if let Err(error) = self.0.make_writer_for(event.metadata()).write_all(text.as_bytes()) {
+        if let Err(error) = self.writer.make_writer_for(event.metadata()).write_all(text.as_bytes()) {
             let _ = writeln!(io::stderr(), "a line of the log was lost: {error}");
         }
     }

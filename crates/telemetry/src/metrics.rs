@@ -2,12 +2,12 @@
 //!
 //! Labels have few values: service, role, outcome. Never a tenant, an id or a text.
 
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use cogo_contracts::Route;
 use opentelemetry::{
     KeyValue,
-    metrics::{Counter, Histogram, Meter},
+    metrics::{BoundHistogram, Counter, Histogram, Meter},
 };
 
 use crate::Statsd;
@@ -218,7 +218,7 @@ impl BusMetrics {
 
     /// `count` messages of a route were accepted within `took`.
     pub fn sent(&self, route: &Route, count: u64, took: Duration) {
-        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, took, &operation("send", route));
+        self.operations("send", route).record(took);
         self.sent.add(count, &operation("send", route));
     }
 
@@ -227,10 +227,13 @@ impl BusMetrics {
     pub fn of(&self, route: &Route) -> RouteMetrics {
         RouteMetrics {
             metrics: self.clone(),
-            receive: operation("receive", route),
-            settle: operation("settle", route),
+            receive: self.operations("receive", route),
+            settle: self.operations("settle", route),
+            wait: self.timed(&self.wait_duration, name::WAIT_DURATION, queue(route).into()),
+            process: Outcome::ALL
+                .map(|outcome| self.timed(&self.process_duration, name::PROCESS_DURATION, ended(route, outcome))),
+            received: operation("receive", route),
             queue: queue(route),
-            outcomes: Outcome::ALL.map(|outcome| ended(route, outcome)),
         }
     }
 
@@ -264,10 +267,31 @@ impl BusMetrics {
         self.expired.add(count, &[]);
     }
 
-    fn timed(&self, histogram: &Histogram<f64>, name: &str, took: Duration, labels: &[KeyValue]) {
-        histogram.record(took.as_secs_f64(), labels);
+    fn operations(&self, what: &'static str, route: &Route) -> Durations {
+        self.timed(&self.operation_duration, name::CLIENT_OPERATION_DURATION, operation(what, route).into())
+    }
+
+    fn timed(&self, histogram: &Histogram<f64>, name: &'static str, labels: Vec<KeyValue>) -> Durations {
+        Durations { histogram: histogram.clone(), name, labels, bound: OnceLock::new(), statsd: self.statsd.clone() }
+    }
+}
+
+/// Durations with labels that are looked up once.
+#[derive(Debug, Clone)]
+struct Durations {
+    histogram: Histogram<f64>,
+    name: &'static str,
+    labels: Vec<KeyValue>,
+    /// From the first one on: what was bound and never recorded would show as a series of none.
+    bound: OnceLock<BoundHistogram<f64>>,
+    statsd: Option<Statsd>,
+}
+
+impl Durations {
+    fn record(&self, took: Duration) {
+        self.bound.get_or_init(|| self.histogram.bind(&self.labels)).record(took.as_secs_f64());
         if let Some(statsd) = &self.statsd {
-            statsd.timing(name, took, labels);
+            statsd.timing(self.name, took, &self.labels);
         }
     }
 }
@@ -276,26 +300,27 @@ impl BusMetrics {
 #[derive(Debug, Clone)]
 pub struct RouteMetrics {
     metrics: BusMetrics,
-    receive: [KeyValue; 3],
-    settle: [KeyValue; 3],
-    queue: [KeyValue; 2],
+    receive: Durations,
+    settle: Durations,
+    wait: Durations,
     /// In the order of [`Outcome::ALL`].
-    outcomes: [Vec<KeyValue>; 6],
+    process: [Durations; 6],
+    received: [KeyValue; 3],
+    queue: [KeyValue; 2],
 }
 
 impl RouteMetrics {
     /// A claim took `took` and answered `count` messages.
     pub fn received(&self, count: u64, took: Duration) {
-        let Self { metrics, receive, .. } = self;
-        metrics.timed(&metrics.operation_duration, name::CLIENT_OPERATION_DURATION, took, receive);
+        self.receive.record(took);
         if count > 0 {
-            metrics.consumed.add(count, receive);
+            self.metrics.consumed.add(count, &self.received);
         }
     }
 
     /// A message waited this long to be claimed.
     pub fn waited(&self, wait: Duration) {
-        self.metrics.timed(&self.metrics.wait_duration, name::WAIT_DURATION, wait, &self.queue);
+        self.wait.record(wait);
     }
 
     /// An attempt ended after `worked` of work.
@@ -307,14 +332,12 @@ impl RouteMetrics {
             Outcome::Retry => metrics.retries.add(1, &self.queue),
             Outcome::DeadLetter => metrics.dead_letters.add(1, &self.queue),
         }
-        let labels = &self.outcomes[outcome as usize];
-        metrics.timed(&metrics.process_duration, name::PROCESS_DURATION, worked, labels);
+        self.process[outcome as usize].record(worked);
     }
 
     /// An answer to the bus (complete, fail, release), for one message or many, took this long.
     pub fn settled(&self, took: Duration) {
-        let Self { metrics, settle, .. } = self;
-        metrics.timed(&metrics.operation_duration, name::CLIENT_OPERATION_DURATION, took, settle);
+        self.settle.record(took);
     }
 }
 

@@ -175,7 +175,9 @@ where
         .with_location(false)
         .with_threads(false)
         .with_target(false)
-        .with_tracked_inactivity(false);
+        .with_tracked_inactivity(false)
+        // whoever wants the context asks the span for it; to make it the thread's at each entry costs more than the entry
+        .with_context_activation(false);
     // its own filter, so that a quiet log does not cut the traces
     let traced =
         Targets::new().with_default(LevelFilter::INFO).with_targets(TRANSPORT.map(|target| (target, LevelFilter::OFF)));
@@ -249,7 +251,7 @@ where
     S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
-    JsonLines(writer).boxed()
+    JsonLines::new(writer).boxed()
 }
 
 fn human_layer<S, W>(writer: W, look: Look) -> BoxedLayer<S>

@@ -50,7 +50,8 @@ pub fn inject(span: &Span) -> Map<String, Value> {
 /// The link says "this message", the parent puts both into one waterfall; a retry links to the same creation. Call it
 /// before the span is entered.
 pub fn link_or_parent(span: &Span, headers: &Map<String, Value>) {
-    let creation = extract(header(headers, TRACEPARENT), header(headers, TRACESTATE));
+    let Some(traceparent) = header(headers, TRACEPARENT) else { return };
+    let creation = extract(Some(traceparent), header(headers, TRACESTATE));
     if creation.is_valid() {
         continue_from(span, creation.clone());
         span.add_link(creation);

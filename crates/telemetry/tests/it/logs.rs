@@ -1,7 +1,7 @@
 //! What stands in a log line, and what never does.
 
-use cogo_telemetry::{Error, Look, assemble};
-use tracing::{dispatcher::with_default, info, info_span};
+use cogo_telemetry::{Error, Look, assemble, trace_id};
+use tracing::{debug_span, dispatcher::with_default, info, info_span, warn};
 
 use crate::it::captured::{Captured, settings, telemetry};
 
@@ -26,6 +26,25 @@ fn a_line_is_one_flat_object_with_the_fields_of_its_spans() {
     assert_eq!(line["trace_id"].as_str().unwrap().len(), 32);
     assert_eq!(line["span_id"].as_str().unwrap().len(), 16);
     assert!(line["timestamp"].as_str().unwrap().ends_with('Z'), "{line}");
+}
+
+#[test]
+fn a_line_tells_the_trace_also_within_a_span_that_has_none_and_one_that_the_log_does_not_show() {
+    for filter in ["debug", "warn"] {
+        let mut settings = settings();
+        settings.log_filter = filter.to_owned();
+        let (dispatch, _guard, captured) = telemetry(&settings, Look::Json);
+        let traced = with_default(&dispatch, || {
+            // at the level of debugging there are no traces
+            let outer = info_span!("outer");
+            outer.in_scope(|| debug_span!("inner").in_scope(|| warn!("told")));
+            warn!("outside");
+            trace_id(&outer)
+        });
+        let lines = captured.lines();
+        assert_eq!(lines[0]["trace_id"].as_str(), traced.as_deref(), "{filter}");
+        assert_eq!(lines[1].get("trace_id"), None, "{filter}");
+    }
 }
 
 #[test]

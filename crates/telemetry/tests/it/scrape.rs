@@ -58,6 +58,18 @@ fn the_scrape_has_every_instrument_under_its_published_name() {
 }
 
 #[test]
+fn the_scrape_has_no_series_of_what_never_came() {
+    let (_dispatch, guard, _log) = telemetry(&settings(), Look::Json);
+    let route = guard.bus_metrics().of(&routes::EMBED);
+    route.processed(Outcome::Done, Duration::from_millis(80));
+    route.processed(Outcome::Done, Duration::from_millis(80));
+    let text = guard.exposition().prometheus_text();
+    let counts: Vec<&str> = text.lines().filter(|line| line.contains("_seconds_count{")).collect();
+    assert_eq!(counts.len(), 1, "{counts:?}");
+    assert!(counts[0].contains(r#"outcome="done""#) && counts[0].ends_with(" 2"), "{counts:?}");
+}
+
+#[test]
 fn a_fresh_process_has_a_scrape_as_well() {
     let (_dispatch, guard, _log) = telemetry(&settings(), Look::Json);
     assert!(guard.exposition().prometheus_text().contains("target_info"));
