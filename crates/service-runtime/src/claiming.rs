@@ -21,13 +21,11 @@ const MOST: u16 = 1000;
 const MANY_HANDS: usize = 8;
 
 impl<H: Handler> Worker<H> {
-    /// How many messages may be claimed: one for each free hand, and fewer while as many as there are hands wait to be
-    /// recorded.
+    /// How many messages may be claimed.
     pub(crate) fn free(&self) -> u16 {
         let most = usize::from(self.attempts.brake.most(self.throttle.most(self.pace.concurrency)));
-        let of_hands = most.saturating_sub(self.attempts.hands.busy());
-        let of_ends = (2 * most).saturating_sub(self.attempts.leases.len());
-        u16::try_from(of_hands.min(of_ends)).unwrap_or(u16::MAX).min(MOST)
+        let room = room(most, self.attempts.hands.busy(), self.attempts.leases.len());
+        u16::try_from(room).unwrap_or(u16::MAX).min(MOST)
     }
 
     /// Lets hands become free while so few are that claiming for them at once would be a statement for each message.
@@ -49,7 +47,7 @@ impl<H: Handler> Worker<H> {
         let hands = &self.attempts.hands;
         loop {
             let before = hands.busy();
-            let is_free = timeout(GATHER, hands.at_most(most / 4)).await.is_ok();
+            let is_free = timeout(GATHER, hands.at_most(most / 16)).await.is_ok();
             if is_free || before < hands.busy() + QUICK {
                 return;
             }
@@ -69,5 +67,35 @@ impl<H: Handler> Worker<H> {
             Turn::Resting(_) => hands.told().await,
             Turn::Started | Turn::Empty | Turn::Unreachable => std::future::pending().await,
         }
+    }
+}
+
+/// One message for each free hand, unless as many as there are hands wait to be recorded. Then that comes first, and a claim
+/// only once it can be large: a small one would end as a small batch, and leave room for a small claim again.
+fn room(hands: usize, busy: usize, held: usize) -> usize {
+    let of_hands = hands.saturating_sub(busy);
+    let of_ends = (2 * hands).saturating_sub(held);
+    if of_ends < of_hands && of_ends < hands / 2 { 0 } else { of_hands.min(of_ends) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::room;
+
+    #[test]
+    fn each_free_hand_has_a_message_while_ends_are_recorded_as_they_come() {
+        assert_eq!(room(1000, 900, 1000), 100);
+        assert_eq!(room(1000, 0, 0), 1000);
+        assert_eq!(room(1, 0, 1), 1);
+        assert_eq!(room(1, 1, 1), 0);
+    }
+
+    #[test]
+    fn small_claims_wait_for_ends_that_wait_to_be_recorded() {
+        assert_eq!(room(1000, 0, 1750), 0);
+        assert_eq!(room(1000, 0, 1500), 500);
+        assert_eq!(room(1000, 0, 2000), 0);
+        assert_eq!(room(4, 0, 7), 0);
+        assert_eq!(room(4, 1, 6), 2);
     }
 }
