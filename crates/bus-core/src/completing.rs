@@ -4,7 +4,7 @@ use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{Bus, Completion, Error, Fence, claim::columns};
+use crate::{Bus, Completion, Error, Fence};
 
 impl Bus {
     /// Records the one completion; false if the claim is no longer the holder's, and then nothing was written.
@@ -36,8 +36,10 @@ impl Bus {
     /// # Errors
     /// As [`Bus::complete`].
     pub async fn complete_many(&self, ended: &[(Fence, Completion)], holder: &str) -> Result<Vec<Uuid>, Error> {
-        let fences: Vec<Fence> = ended.iter().map(|(fence, _)| fence.clone()).collect();
-        let (ids, attempts) = columns(&fences);
+        // a claim is named whole in the order of its ids, and then costs least
+        let mut ended: Vec<&(Fence, Completion)> = ended.iter().collect();
+        ended.sort_unstable_by_key(|(fence, _)| fence.id);
+        let (ids, attempts): (Vec<Uuid>, Vec<i16>) = ended.iter().map(|(fence, _)| (fence.id, fence.attempt)).unzip();
         let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
         let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
         let urls: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect();

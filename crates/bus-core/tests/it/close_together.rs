@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use cogo_bus_core::{Bus, Completion};
+use cogo_bus_core::{Bus, Claimed, Completion, Fence};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
 use sqlx::{Postgres, Transaction};
 use uuid::{Builder, Uuid};
 
-use crate::support::{ROUTE, bus, claim, message, misplaced, statuses};
+use crate::support::{LEASE, ROUTE, bus, claim, leases_to_pass, message, misplaced, statuses};
 
 /// More than a claim marks one by one.
 const MANY: u16 = 200;
@@ -119,4 +119,88 @@ async fn what_stands_between_belongs_to_others() {
         [("claimed", 20), ("done", 80), ("queued", left)].map(|(status, count)| (status.to_owned(), count))
     );
     assert_eq!(misplaced(&bus).await, 0);
+}
+
+async fn claims(bus: &Bus) -> i64 {
+    sqlx::query_scalar("select count(*) from bus.claims").fetch_one(bus.pool()).await.unwrap()
+}
+
+/// Claims `MANY` messages that were sent together, the youngest first, each with a number.
+async fn a_whole_claim(bus: &Bus) -> Vec<(Fence, Completion)> {
+    let messages: Vec<_> = (0..MANY)
+        .zip(ids(bus, 0).await)
+        .rev()
+        .map(|(number, id)| NewMessage { id: Some(id), ..message(json!({"number": number})) })
+        .collect();
+    bus.enqueue_many(&messages).await.unwrap();
+    let ended = |claimed: Claimed| {
+        let result = Some(json!({"number": claimed.payload["number"]}));
+        (claimed.fence(), Completion { result, ..Completion::default() })
+    };
+    claim(bus, "w", MANY).await.into_iter().map(ended).collect()
+}
+
+#[tokio::test]
+async fn a_claim_that_ends_whole_gives_each_its_own_result_in_whatever_order() {
+    let (bus, _database) = bus().await;
+    let mut ended = a_whole_claim(&bus).await;
+    let in_order: bool =
+        sqlx::query_scalar("select ids = array(select i from unnest(ids) as i order by i) from bus.claims")
+            .fetch_one(bus.pool())
+            .await
+            .unwrap();
+    assert!(in_order);
+    ended.rotate_left(77);
+    assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), usize::from(MANY));
+    let own =
+        "select count(*) from public.agent_messages where status = 'done' and result -> 'number' = payload -> 'number'";
+    let own: i64 = sqlx::query_scalar(own).fetch_one(bus.pool()).await.unwrap();
+    assert_eq!((own, claims(&bus).await, misplaced(&bus).await), (i64::from(MANY), 0, 0));
+}
+
+#[tokio::test]
+async fn of_a_whole_claim_only_what_is_still_held_is_ended() {
+    let (bus, _database) = bus().await;
+    let ended = a_whole_claim(&bus).await;
+    // as if it had been taken back and claimed by another meanwhile
+    sqlx::query("update public.agent_messages set attempts = 1 where id = $1")
+        .bind(ended[7].0.id)
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    let done = bus.complete_many(&ended, "w").await.unwrap();
+    assert!(done.len() == usize::from(MANY) - 1 && !done.contains(&ended[7].0.id));
+    assert_eq!(claims(&bus).await, 1, "what did not end is not counted off");
+    assert!(bus.complete_many(&ended, "w").await.unwrap().is_empty(), "once");
+    assert!(bus.complete_many(&ended, "another").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_whole_claim_whose_lease_has_passed_is_not_ended() {
+    let (bus, _database) = bus().await;
+    let ended = a_whole_claim(&bus).await;
+    leases_to_pass(&bus).await;
+    assert!(bus.complete_many(&ended, "w").await.unwrap().is_empty());
+    assert_eq!(bus.reclaim(1000).await.unwrap(), u64::from(MANY));
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn a_whole_claim_that_an_extension_copied_is_counted_off_where_limits_count_it() {
+    let (bus, _database) = bus().await;
+    let ended = a_whole_claim(&bus).await;
+    let mut held_up = bus.pool().begin().await.unwrap();
+    let original: i64 =
+        sqlx::query_scalar("select claim from bus.claims for update").fetch_one(&mut *held_up).await.unwrap();
+    let fences: Vec<Fence> = ended.iter().map(|(fence, _)| fence.clone()).collect();
+    // for less than is left of the first lease: the copy stands before it in the index
+    assert_eq!(bus.extend(&fences, "w", LEASE / 2).await.unwrap().len(), usize::from(MANY));
+    held_up.commit().await.unwrap();
+    assert_eq!(claims(&bus).await, 2, "the locked one, and one for the new lease");
+    assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), usize::from(MANY));
+    let copy: i64 = sqlx::query_scalar("select claim from bus.claims").fetch_one(bus.pool()).await.unwrap();
+    assert!(copy > original);
+    leases_to_pass(&bus).await;
+    assert_eq!(bus.reclaim(1000).await.unwrap(), 0, "everything has ended");
+    assert_eq!((claims(&bus).await, misplaced(&bus).await), (0, 0));
 }
