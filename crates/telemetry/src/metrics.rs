@@ -237,26 +237,6 @@ impl BusMetrics {
         }
     }
 
-    /// As [`RouteMetrics::received`], for those who record little.
-    pub fn received(&self, route: &Route, count: u64, took: Duration) {
-        self.of(route).received(count, took);
-    }
-
-    /// As [`RouteMetrics::waited`], for those who record little.
-    pub fn waited(&self, route: &Route, wait: Duration) {
-        self.of(route).waited(wait);
-    }
-
-    /// As [`RouteMetrics::processed`], for those who record little.
-    pub fn processed(&self, route: &Route, outcome: Outcome, worked: Duration) {
-        self.of(route).processed(outcome, worked);
-    }
-
-    /// As [`RouteMetrics::settled`], for those who record little.
-    pub fn settled(&self, route: &Route, took: Duration) {
-        self.of(route).settled(took);
-    }
-
     /// Messages were taken back from holders whose lease had passed.
     pub fn reclaimed(&self, count: u64) {
         self.reclaimed.add(count, &[]);

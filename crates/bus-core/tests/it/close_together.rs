@@ -121,6 +121,14 @@ async fn what_stands_between_belongs_to_others() {
     assert_eq!(misplaced(&bus).await, 0);
 }
 
+/// Completions are sent in the order in which a claim keeps its ids.
+const ONLY_IN_ORDER: &str = "alter function bus.complete_many set schema public;
+    create function bus.complete_many(uuid[], smallint[], text, jsonb[], text[], text[]) returns table (id uuid)
+    language plpgsql as $$ begin
+      if $1 <> array(select i from unnest($1) as i order by i) then raise exception 'out of order'; end if;
+      return query select d.id from public.complete_many($1, $2, $3, $4, $5, $6) as d;
+    end $$;";
+
 async fn claims(bus: &Bus) -> i64 {
     sqlx::query_scalar("select count(*) from bus.claims").fetch_one(bus.pool()).await.unwrap()
 }
@@ -150,6 +158,7 @@ async fn a_claim_that_ends_whole_gives_each_its_own_result_in_whatever_order() {
             .await
             .unwrap();
     assert!(in_order);
+    sqlx::raw_sql(ONLY_IN_ORDER).execute(bus.pool()).await.unwrap();
     ended.rotate_left(77);
     assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), usize::from(MANY));
     let own =

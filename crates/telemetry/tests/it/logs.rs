@@ -42,6 +42,7 @@ fn a_line_tells_the_trace_also_within_a_span_that_has_none_and_one_that_the_log_
             trace_id(&outer)
         });
         let lines = captured.lines();
+        assert!(traced.is_some());
         assert_eq!(lines[0]["trace_id"].as_str(), traced.as_deref(), "{filter}");
         assert_eq!(lines[1].get("trace_id"), None, "{filter}");
     }

@@ -12,11 +12,12 @@ fn the_scrape_has_every_instrument_under_its_published_name() {
     let (_dispatch, guard, _log) = telemetry(&settings(), Look::Json);
     let bus = guard.bus_metrics();
     bus.sent(&routes::EMBED, 3, Duration::from_millis(4));
-    bus.received(&routes::EMBED, 2, Duration::from_millis(30));
-    bus.waited(&routes::EMBED, Duration::from_secs(40));
-    bus.settled(&routes::EMBED, Duration::from_millis(2));
+    let route = bus.of(&routes::EMBED);
+    route.received(2, Duration::from_millis(30));
+    route.waited(Duration::from_secs(40));
+    route.settled(Duration::from_millis(2));
     for outcome in [Outcome::Done, Outcome::Retry, Outcome::DeadLetter, Outcome::LeaseLost] {
-        bus.processed(&routes::EMBED, outcome, Duration::from_millis(80));
+        route.processed(outcome, Duration::from_millis(80));
     }
     bus.reclaimed(4);
     bus.expired(5);

@@ -15,9 +15,9 @@ fn counters_gauges_and_timings_reach_the_server() {
     let mut settings = Settings::new("cogo-test", "1.2.3", "test/0#1");
     settings.statsd_addr = Some(server.local_addr().unwrap().to_string());
     let (_dispatch, guard) = assemble(&settings, std::io::sink, Look::Json).unwrap();
-    let metrics = guard.bus_metrics();
-    metrics.received(&routes::EMBED, 3, Duration::from_millis(12));
-    metrics.processed(&routes::EMBED, Outcome::Done, Duration::from_millis(250));
+    let metrics = guard.bus_metrics().of(&routes::EMBED);
+    metrics.received(3, Duration::from_millis(12));
+    metrics.processed(Outcome::Done, Duration::from_millis(250));
     // the end of the process sends what is left
     guard.shutdown();
 

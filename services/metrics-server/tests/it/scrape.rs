@@ -65,9 +65,9 @@ async fn each_agent_is_shown_by_itself_with_what_it_tells() {
     // an agent that tells its figures, one at whose address another one answers, one that is not there
     let (_dispatch, telemetry) =
         assemble(&Settings::new("cogo-rag-embed", "0.0.0", "rag-embed/7#first"), std::io::sink, Look::Json).unwrap();
-    let metrics = telemetry.bus_metrics();
-    metrics.received(&routes::EMBED, 5, Duration::from_millis(1));
-    metrics.processed(&routes::EMBED, Outcome::Done, Duration::from_millis(250));
+    let metrics = telemetry.bus_metrics().of(&routes::EMBED);
+    metrics.received(5, Duration::from_millis(1));
+    metrics.processed(Outcome::Done, Duration::from_millis(250));
     let exposition = telemetry.exposition();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
