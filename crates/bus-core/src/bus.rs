@@ -100,6 +100,9 @@ fn plain_to_one_place(messages: &[NewMessage]) -> Option<(&Route, &Tenant)> {
     messages.iter().all(same).then_some((&first.route, tenant))
 }
 
+/// From so many on the way past the triggers of the table costs less than they do.
+const MANY: usize = 64;
+
 /// The same rows as `bus.enqueue_many` makes, as columns: the database parses no field names and makes no ids.
 async fn insert_plain(
     connection: &mut PgConnection,
@@ -113,25 +116,22 @@ async fn insert_plain(
         .iter()
         .any(|message| !message.headers.is_empty())
         .then(|| messages.iter().map(|message| Json(&message.headers)).collect());
-    let statement = if headers.is_some() {
-        "insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload, headers)
-         select given.id, given.id, $1, $2, $3, $4, given.payload, given.headers
-           from unnest($5::uuid[], $6::jsonb[], $7::jsonb[]) as given (id, payload, headers)"
+    let statement = if messages.len() >= MANY {
+        "select bus.enqueue_payloads($1, $2, $4, $6, $7, $3, $5)"
     } else {
-        "insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload)
-         select given.id, given.id, $1, $2, $3, $4, given.payload
-           from unnest($5::uuid[], $6::jsonb[]) as given (id, payload)"
+        "insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload, headers)
+         select given.id, given.id, $1, $2, $3, $4, given.payload, coalesce(given.headers, '{}')
+           from unnest($5::uuid[], $6::jsonb[], $7::jsonb[]) as given (id, payload, headers)"
     };
-    let mut insert = sqlx::query(statement)
+    sqlx::query(statement)
         .bind(route.service())
         .bind(route.role())
         .bind(i32::from(route.shard()))
         .bind(tenant.as_str())
         .bind(&ids)
-        .bind(payloads);
-    if let Some(headers) = headers {
-        insert = insert.bind(headers);
-    }
-    insert.execute(connection).await?;
+        .bind(payloads)
+        .bind(headers)
+        .execute(connection)
+        .await?;
     Ok(ids.into_iter().map(|id| Enqueued { id, duplicate: false }).collect())
 }

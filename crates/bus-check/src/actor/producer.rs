@@ -31,6 +31,9 @@ pub struct ProducerSettings {
 /// Under these several producers send the same.
 const SHARED_KEYS: u64 = 40;
 const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
+/// At least so many are sent alike, where more than so many are left to send.
+const ALIKE: u64 = 64;
+const MANY_LEFT: u64 = 500;
 /// After this many tries a call of unknown outcome is left as it is.
 const TRIES: usize = 200;
 const BETWEEN_TRIES: Duration = Duration::from_millis(50);
@@ -38,9 +41,14 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 pub(super) async fn run(actor: &mut Actor, settings: &ProducerSettings) {
     let mut sent = 0;
     while sent < settings.messages && !actor.is_stopped() {
-        let count = 1 + actor.chance.below(settings.batch.min(settings.messages - sent));
-        let messages: Vec<NewMessage> = (0..count).map(|number| message(actor, settings, sent + number)).collect();
-        sent += count;
+        let left = settings.messages - sent;
+        let messages: Vec<NewMessage> = if left > MANY_LEFT && actor.chance.percent(3) {
+            alike(actor, sent)
+        } else {
+            let count = 1 + actor.chance.below(settings.batch.min(left));
+            (0..count).map(|number| message(actor, settings, sent + number)).collect()
+        };
+        sent += messages.len() as u64;
         let accepted = if actor.chance.percent(10) {
             send_in_transaction(actor, &messages).await;
             Vec::new()
@@ -103,12 +111,31 @@ async fn send_in_transaction(actor: &mut Actor, messages: &[NewMessage]) {
     actor.bus.journal().returned(number, outcome);
 }
 
+/// Plain messages of one tenant, so many that they pass the triggers of the table by; some have ids by a clock that may be
+/// wrong by a day's end.
+fn alike(actor: &mut Actor, first: u64) -> Vec<NewMessage> {
+    let now_ms = actor.bus.journal().client_ms();
+    let chance = &mut actor.chance;
+    let tenant = tenant(chance);
+    let count = ALIKE + chance.below(ALIKE);
+    (first..first + count)
+        .map(|number| {
+            let mut message = NewMessage::new(ROUTE, Some(tenant.clone()), json!({"act": "plain", "number": number}));
+            message.id = chance.percent(5).then(|| id_by(now_ms, chance));
+            message
+        })
+        .collect()
+}
+
+fn tenant(chance: &mut Chance) -> Tenant {
+    Tenant::new(TENANTS[usize::try_from(chance.below(3)).unwrap_or(0)]).expect("the names are well formed")
+}
+
 fn message(actor: &mut Actor, settings: &ProducerSettings, number: u64) -> NewMessage {
     let now_ms = actor.bus.journal().client_ms();
     let (name, label) = (&actor.name, &actor.label);
     let chance = &mut actor.chance;
-    let tenant =
-        Tenant::new(TENANTS[usize::try_from(chance.below(3)).unwrap_or(0)]).expect("the names are well formed");
+    let tenant = tenant(chance);
     let act = if settings.plain { "plain" } else { act(chance) };
     let mut message = NewMessage::new(ROUTE, Some(tenant), json!({"act": act, "number": number}));
     // few, so that a message that is failed on purpose ends within a check

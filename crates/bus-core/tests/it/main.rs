@@ -21,6 +21,7 @@ mod joins;
 mod limits;
 mod model;
 mod partials;
+mod plain_batches;
 mod reading;
 mod requests;
 mod rest;

@@ -1,0 +1,225 @@
+//! Large plain batches, which pass the triggers of the table by, are what every insert would have made of them.
+
+use std::collections::HashSet;
+
+use cogo_bus_core::{Bus, Error};
+use cogo_contracts::NewMessage;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use uuid::{Builder, Uuid};
+
+use crate::support::{ROUTE, bus, claim, message, misplaced, numbered, statuses};
+
+/// From this many on.
+const MANY: u32 = 64;
+const A_DAY_MS: i64 = 86_400_000;
+
+/// Counts statements that insert into the table, as a team's own trigger might.
+const COUNTING: &str = "create table public.statements (at timestamptz default now());
+    create function public.count_it() returns trigger language plpgsql security definer as
+      $$ begin insert into public.statements default values; return null; end $$";
+
+async fn statements_seen(bus: &Bus, batch: &[NewMessage]) -> i64 {
+    sqlx::query("delete from public.statements").execute(bus.pool()).await.unwrap();
+    bus.enqueue_many(batch).await.unwrap();
+    sqlx::query_scalar("select count(*) from public.statements").fetch_one(bus.pool()).await.unwrap()
+}
+
+/// Ids of a day so many days from now.
+fn of_day(days: i64, count: usize) -> Vec<Uuid> {
+    let (now, _) = Uuid::now_v7().get_timestamp().unwrap().to_unix();
+    let at = (now * 1000).saturating_add_signed(days * A_DAY_MS);
+    let one = |number: usize| {
+        let bytes: [u8; 10] = number.to_be_bytes().repeat(2)[6..].try_into().unwrap();
+        Builder::from_unix_timestamp_millis(at, &bytes).into_uuid()
+    };
+    (0..count).map(one).collect()
+}
+
+fn with_ids(ids: &[Uuid]) -> Vec<NewMessage> {
+    ids.iter().map(|id| NewMessage { id: Some(*id), ..message(json!({})) }).collect()
+}
+
+/// The code, the rule and the words with which a batch sent by `bus.enqueue_payloads` is refused.
+async fn refusal(bus: &Bus, arguments: &str) -> (String, Option<String>, String) {
+    let statement = format!("select bus.enqueue_payloads({arguments})");
+    let error = sqlx::query(AssertSqlSafe(statement)).execute(bus.pool()).await.unwrap_err();
+    let error = error.into_database_error().unwrap();
+    (error.code().unwrap().into_owned(), error.constraint().map(str::to_owned), error.message().to_owned())
+}
+
+#[tokio::test]
+async fn rows_and_ready_rows_are_those_of_an_insert() {
+    let (bus, _database) = bus().await;
+    bus.set_aging(&ROUTE, std::time::Duration::from_secs(3), "a test").await.unwrap();
+    for headers in [json!({}), json!({"trace": "7"})] {
+        let batch = |count: u32| -> Vec<NewMessage> {
+            let headers = headers.as_object().unwrap().clone();
+            (0..count).map(|_| NewMessage { headers: headers.clone(), ..message(json!({"same": true})) }).collect()
+        };
+        bus.enqueue_many(&batch(MANY)).await.unwrap();
+        bus.enqueue_many(&batch(MANY - 1)).await.unwrap();
+    }
+    let kinds: Vec<Value> = sqlx::query_scalar(
+        "select distinct to_jsonb(m) - array['id', 'root_id', 'created_at'] from public.agent_messages m
+          where root_id = id and created_at between now() - interval '1 minute' and clock_timestamp()",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert_eq!(kinds.len(), 2, "with headers and without: {kinds:?}");
+    let places: Vec<(Value, i64)> = sqlx::query_as(
+        "select to_jsonb(r) - array['due', 'chunk', 'ids'], sum(cardinality(r.ids)) from bus.ready r
+          where r.due between (extract(epoch from now()) * 1000000)::bigint + 300000000 - 60000000
+                          and (extract(epoch from now()) * 1000000)::bigint + 300000000
+          group by 1",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert_eq!(places.len(), 1, "{places:?}");
+    assert_eq!(places[0].1, i64::from(4 * MANY - 2));
+}
+
+#[tokio::test]
+async fn every_message_is_claimed_once_and_in_the_order_of_sending() {
+    let (bus, _database) = bus().await;
+    let sent: Vec<Uuid> = bus.enqueue_many(&numbered(250)).await.unwrap().iter().map(|sent| sent.id).collect();
+    assert_eq!(misplaced(&bus).await, 0);
+    let first: Vec<Uuid> = claim(&bus, "w", 20).await.iter().map(|claimed| claimed.id).collect();
+    assert_eq!(first.iter().copied().collect::<HashSet<_>>(), sent[..20].iter().copied().collect());
+    let rest = claim(&bus, "w", 1000).await;
+    let all: HashSet<Uuid> = first.into_iter().chain(rest.iter().map(|claimed| claimed.id)).collect();
+    assert_eq!((rest.len(), all), (230, sent.iter().copied().collect()));
+}
+
+#[tokio::test]
+async fn it_passes_triggers_by_only_where_nobody_has_put_others_on_the_table() {
+    let (bus, _database) = bus().await;
+    sqlx::raw_sql(COUNTING).execute(bus.pool()).await.unwrap();
+    let put = "create trigger theirs after insert on public.agent_messages for each statement execute function public.count_it()";
+    sqlx::query(put).execute(bus.pool()).await.unwrap();
+    assert_eq!(statements_seen(&bus, &numbered(MANY)).await, 1);
+    sqlx::query("drop trigger theirs on public.agent_messages").execute(bus.pool()).await.unwrap();
+    let for_each = put.replace("each statement", "each row");
+    sqlx::query(AssertSqlSafe(for_each)).execute(bus.pool()).await.unwrap();
+    assert_eq!(statements_seen(&bus, &numbered(MANY)).await, i64::from(MANY));
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn ids_of_other_days_go_to_the_parts_of_their_days() {
+    let (bus, _database) = bus().await;
+    let ids = [of_day(0, 80), of_day(-2, 40), of_day(1, 40), of_day(-400, 40)].concat();
+    bus.enqueue_many(&with_ids(&ids)).await.unwrap();
+    bus.enqueue_many(&with_ids(&of_day(-1, 70))).await.unwrap();
+    let parts: Vec<i64> = sqlx::query_scalar("select count(*) from public.agent_messages group by tableoid order by 1")
+        .fetch_all(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(parts, [40, 70, 80, 80]);
+    assert_eq!(misplaced(&bus).await, 0);
+    let claimed = claim(&bus, "w", 1000).await;
+    assert_eq!(claimed.len(), 270);
+    assert_eq!(claimed.iter().map(|one| one.id).collect::<HashSet<_>>().len(), 270);
+}
+
+#[tokio::test]
+async fn a_day_without_a_part_is_served_as_well() {
+    let (bus, _database) = bus().await;
+    let drop_all = "do $$ declare part regclass; begin
+        for part in select inhrelid::regclass from pg_inherits where inhparent = 'public.agent_messages'::regclass
+                     and inhrelid <> 'bus.messages_other'::regclass loop
+          execute 'drop table ' || part; end loop; end $$";
+    sqlx::query(drop_all).execute(bus.pool()).await.unwrap();
+    bus.enqueue_many(&numbered(MANY)).await.unwrap();
+    assert_eq!((claim(&bus, "w", 1000).await.len(), misplaced(&bus).await), (64, 0));
+}
+
+#[tokio::test]
+async fn one_unsound_message_refuses_the_batch_by_the_rule_that_it_breaks() {
+    let (bus, _database) = bus().await;
+    let sound = "(select array_agg('{}'::jsonb) from generate_series(1, 99))";
+    let with = |payload: &str| format!("'a', 'b', 't', {sound} || array[{payload}]::jsonb[]");
+    let headed = |headers: &str| {
+        format!(
+            "'a', 'b', 't', {sound}, (select array_agg('{{}}'::jsonb) from generate_series(1, 98)) || array[{headers}]::jsonb[]"
+        )
+    };
+    for (arguments, code, rule) in [
+        (with("'[]'"), "23514", Some("payload_is_an_object")),
+        (with("null"), "23502", None),
+        (with("jsonb_build_object('x', repeat('x', 1048577))"), "23514", Some("payload_at_most_1_mib")),
+        (headed("'[]'"), "23514", Some("headers_are_an_object")),
+        (headed("jsonb_build_object('x', repeat('x', 16385))"), "23514", Some("headers_at_most_16_kib")),
+        (format!("'A', 'b', 't', {sound}"), "23514", Some("service_role_and_tenant_are_names")),
+        (format!("'a', 'b', 'no tenant', {sound}"), "23514", Some("service_role_and_tenant_are_names")),
+        (format!("null, 'b', 't', {sound}"), "23502", None),
+        (format!("'a', 'b', null, {sound}"), "23502", None),
+        (format!("'a', 'b', 't', {sound}, shard => 65536"), "23514", Some("shard_between_0_and_65535")),
+        (format!("'a', 'b', 't', {sound}, shard => -1"), "23514", Some("shard_between_0_and_65535")),
+        (format!("'a', 'b', 't', {sound}, ids => array[bus.uuid_v7()]"), "23502", None),
+        ("'a', 'b', 't', '{\"{}\"}', ids => array[bus.uuid_v7(), bus.uuid_v7()]".to_owned(), "23502", None),
+        (format!("'a', 'b', 't', {sound}, array_fill('{{}}'::jsonb, array[100])"), "23502", None),
+        ("'a', 'b', 't', '{\"{}\", \"{}\"}', ids => array_fill(bus.uuid_v7(), array[2])".to_owned(), "23505", None),
+    ] {
+        let (its_code, its_rule, words) = refusal(&bus, &arguments).await;
+        let rule = rule.map(str::to_owned);
+        assert!(
+            its_code == code && (rule.is_none() || its_rule == rule),
+            "{arguments}: {its_code} {its_rule:?} {words}"
+        );
+        assert_eq!(statuses(&bus).await, [], "{arguments}");
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+    let mut batch = numbered(100);
+    batch[70].payload = json!(["not an object"]);
+    let Err(Error::Refused { reason, .. }) = bus.enqueue_many(&batch).await else { panic!("accepted") };
+    assert_eq!(reason, "payload is an object");
+}
+
+#[tokio::test]
+async fn a_drained_route_takes_none() {
+    let (bus, _database) = bus().await;
+    bus.drain_route(&ROUTE, "a test").await.unwrap();
+    assert!(matches!(bus.enqueue_many(&numbered(100)).await, Err(Error::Conflict { .. })));
+    bus.open_route(&ROUTE, "a test").await.unwrap();
+    bus.enqueue_many(&numbered(100)).await.unwrap();
+    assert_eq!(claim(&bus, "w", 1000).await.len(), 100);
+}
+
+#[tokio::test]
+async fn arrays_of_any_shape_lose_nothing() {
+    let (bus, _database) = bus().await;
+    let ids = "array[bus.uuid_v7(), bus.uuid_v7(), bus.uuid_v7(), bus.uuid_v7()]";
+    for (arguments, made) in [
+        // two by two, and not from 1 on
+        (format!("array[['{{}}', '{{}}'], ['{{}}', '{{}}']]::jsonb[], ids => array[({ids})[1:2], ({ids})[3:4]]"), None),
+        (format!("array_fill('{{}}'::jsonb, array[4]), ids => ('[0:3]=' || ({ids})::text)::uuid[]"), None),
+        ("array_fill('{}'::jsonb, array[4])".to_owned(), Some(4)),
+        ("array_fill('{}'::jsonb, array[2, 2], array[7, 7])".to_owned(), Some(4)),
+        ("array_fill('{}'::jsonb, array[4]), headers => array['{}', null]::jsonb[]".to_owned(), Some(4)),
+        ("'{}'".to_owned(), Some(0)),
+    ] {
+        let send = format!("select bus.enqueue_payloads('test', 'work', 'acme', {arguments})");
+        let answer: Option<Vec<Uuid>> = sqlx::query_scalar(AssertSqlSafe(send)).fetch_one(bus.pool()).await.unwrap();
+        assert_eq!(answer.as_ref().map(Vec::len), made, "{arguments}");
+        assert_eq!(misplaced(&bus).await, 0, "{arguments}");
+        let claimed: HashSet<Uuid> = claim(&bus, "w", 1000).await.iter().map(|one| one.id).collect();
+        assert_eq!(claimed.len(), made.unwrap_or(4), "{arguments}");
+        assert!(answer.is_none_or(|answer| answer.into_iter().collect::<HashSet<_>>() == claimed), "{arguments}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_exists_only_if_its_transaction_commits() {
+    let (bus, _database) = bus().await;
+    let mut transaction = bus.pool().begin().await.unwrap();
+    Bus::enqueue_many_in(&mut transaction, &numbered(100)).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(claim(&bus, "w", 1).await.is_empty());
+    let mut transaction = bus.pool().begin().await.unwrap();
+    Bus::enqueue_many_in(&mut transaction, &numbered(100)).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert_eq!(claim(&bus, "w", 1000).await.len(), 100);
+}
