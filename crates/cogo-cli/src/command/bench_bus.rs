@@ -154,6 +154,8 @@ async fn all_phases(url: &str, plan: Plan, samples: u32, mixed: Duration) -> Res
     let drain_per_s = load.drain().await?;
     let wal_drained = database.wal_position().await?;
     let size = database.size_of_messages().await?;
+    // beside what it is the limit of
+    let limit = bench_bus_limit::measure(url, plan).await?;
 
     let single_per_s = load.enqueue_singly().await?;
     load.drain().await?;
@@ -163,7 +165,6 @@ async fn all_phases(url: &str, plan: Plan, samples: u32, mixed: Duration) -> Res
     let under_load = loaded_pings(&load, samples).await?;
     let (sent, acknowledged) = load.into_ids();
     let account = database.account(&sent, &acknowledged).await?;
-    let limit = bench_bus_limit::measure(url, plan).await?;
     database.close().await;
 
     let per_message = |bytes: f64| bytes / f64::from(plan.messages);
