@@ -32,9 +32,10 @@ const CLIENT_THREADS: usize = 2;
 ///
 /// With --peers each run also runs `<peer>/run.sh throughput N` (environment PEER_DB, PAD, ENQ_BATCH; it ends with a line
 /// of JSON that has enqueue_per_s and process_per_s), and then the mixed load of ours beside that of the peer: of pgmq in
-/// turns of a second, by the same producers and consumers through its SQL functions; of graphile-worker,
-/// graphile_worker-rs and procrastinate one after the other, by their own worker while the producers send through their
-/// SQL functions. The others have no mixed run, and the report says why. DATABASE_URL must be the server of the scripts.
+/// turns of a second, by the same producers and consumers through its SQL functions, and before it enqueue and drain in
+/// such turns, which no change of the machine's speed comes between; of graphile-worker, graphile_worker-rs and
+/// procrastinate one after the other, by their own worker while the producers send through their SQL functions. The others
+/// have no mixed run, and the report says why. DATABASE_URL must be the server of the scripts.
 /// With --json the last line is one object; ratios in it are ours divided by the peer's.
 #[derive(Debug, Args)]
 #[command(

@@ -172,12 +172,31 @@ impl Load {
         Ok(as_f64(done) / ended.as_secs_f64())
     }
 
+    /// Sends in batches for a while; answers how many a second were sent.
+    pub(crate) async fn send_for(&self, time: Duration) -> Result<f64, Failure> {
+        let (stop, mut producers) = (Arc::default(), JoinSet::new());
+        self.produce(&mut producers, &stop).await?;
+        rate_of(producers, &stop, time, &self.shared.sent_count).await
+    }
+
+    /// Completes for a while what was sent; answers how many a second were completed.
+    pub(crate) async fn work_for(&self, time: Duration) -> Result<f64, Failure> {
+        let stop = Arc::default();
+        rate_of(self.consumers(&stop), &stop, time, &self.shared.done_count).await
+    }
+
     /// Sends and completes at once for a while; answers how many a second were completed.
     pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::default();
         let mut workers = self.consumers(&stop);
-        for _ in 0..self.plan.producers {
-            let (load, stop) = (self.on_own_connection(), Arc::clone(&stop));
+        self.produce(&mut workers, &stop).await?;
+        rate_of(workers, &stop, time, &self.shared.done_count).await
+    }
+
+    /// Adds producers that send until they are told to stop.
+    async fn produce(&self, workers: &mut JoinSet<Result<(), Failure>>, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+        for load in self.senders(self.plan.producers).await? {
+            let stop = Arc::clone(stop);
             workers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     load.send_batch(u32::from(load.plan.batch)).await?;
@@ -185,7 +204,7 @@ impl Load {
                 Ok(())
             });
         }
-        rate_of(workers, &stop, time, &self.shared.done_count).await
+        Ok(())
     }
 
     /// Consumers that work until they are told to stop.

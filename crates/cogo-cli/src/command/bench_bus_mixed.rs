@@ -1,4 +1,4 @@
-//! The mixed load of the bus and that of a peer, one right after the other.
+//! The load of the bus and that of a peer, one right after the other.
 
 use std::time::Duration;
 
@@ -28,11 +28,22 @@ const CLOSED: [(&str, &str); 5] = [
 /// How long one side works before the other one has its turn, so that both meet the same machine.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Both sides of one moment, in completed messages a second.
+/// Both sides of one moment, in messages a second.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct MixedRun {
+pub(crate) struct Pair {
     pub(crate) our_per_s: f64,
     pub(crate) its_per_s: f64,
+}
+
+/// What was measured side by side.
+#[derive(Debug, Default)]
+pub(crate) struct Pairs {
+    /// Sent, in turns; none of a peer that is not measured in turns.
+    pub(crate) enqueue: Vec<Pair>,
+    /// Completed, in turns, while nobody sends.
+    pub(crate) drain: Vec<Pair>,
+    /// Completed while others send.
+    pub(crate) mixed: Vec<Pair>,
 }
 
 /// Who goes first; the other one meets what the first one left to the disk.
@@ -79,12 +90,12 @@ impl Way {
     }
 }
 
-/// Mixed runs of both sides and what became of our messages; the second layer says why there is none of the peer.
+/// What both sides did and what became of our messages; the second layer says why there is nothing of the peer.
 pub(crate) async fn pairs(
     (server, client): (&BenchServer, &Handle),
     terms: Terms,
     peer: &Peer,
-) -> Result<Result<(Vec<MixedRun>, Account), String>, Failure> {
+) -> Result<Result<(Pairs, Account), String>, Failure> {
     let its_url = server.url_of(&peer.database)?;
     let way = match Way::of(&peer.name) {
         Ok(way) => way,
@@ -105,23 +116,23 @@ pub(crate) async fn pairs(
 }
 
 /// Turns of a second each; what one side has not finished waits for its next turn.
-async fn in_turns(
-    our_url: String,
-    its_url: String,
-    terms: Terms,
-) -> Result<Result<(Vec<MixedRun>, Account), String>, Failure> {
+async fn in_turns(our_url: String, its_url: String, terms: Terms) -> Result<Result<(Pairs, Account), String>, Failure> {
     let (database, load) = ours(&our_url, terms.plan).await?;
     let its = async {
         let queue = Queue::create(its_url, terms.plan).await?;
-        let mut runs = Vec::new();
-        for turn in 0..terms.time.as_secs().max(1) {
-            let early = if First::of(turn) == terms.first { Some(load.mixed(TURN).await?) } else { None };
-            let its_per_s = queue.mixed(TURN).await?;
-            let our_per_s = match early {
-                Some(per_s) => per_s,
-                None => load.mixed(TURN).await?,
-            };
-            runs.push(MixedRun { our_per_s, its_per_s });
+        let turns = terms.time.as_secs().max(1);
+        let mut runs = Pairs::default();
+        for turn in 0..turns {
+            runs.enqueue.push(pair(turn, terms.first, load.send_for(TURN), queue.send_for(TURN)).await?);
+        }
+        // fewer, so that no side runs out of messages
+        for turn in 0..turns.div_ceil(3) {
+            runs.drain.push(pair(turn, terms.first, load.work_for(TURN), queue.work_for(TURN)).await?);
+        }
+        load.drain().await?;
+        queue.drain(TURN).await?;
+        for turn in 0..turns {
+            runs.mixed.push(pair(turn, terms.first, load.mixed(TURN), queue.mixed(TURN)).await?);
         }
         queue.account().await?;
         Ok::<_, Failure>(runs)
@@ -132,6 +143,21 @@ async fn in_turns(
     }
 }
 
+/// One turn of each side.
+async fn pair(
+    turn: u64,
+    first: First,
+    ours: impl Future<Output = Result<f64, Failure>>,
+    its: impl Future<Output = Result<f64, Failure>>,
+) -> Result<Pair, Failure> {
+    if First::of(turn) == first {
+        let our_per_s = ours.await?;
+        return Ok(Pair { our_per_s, its_per_s: its.await? });
+    }
+    let its_per_s = its.await?;
+    Ok(Pair { our_per_s: ours.await?, its_per_s })
+}
+
 /// The whole time of one side and then of the other: the worker of a peer cannot be paused.
 async fn one_after_the_other(
     client: &Handle,
@@ -139,7 +165,7 @@ async fn one_after_the_other(
     (its_url, door): (String, &'static Door),
     terms: Terms,
     peer: &Peer,
-) -> Result<Result<(Vec<MixedRun>, Account), String>, Failure> {
+) -> Result<Result<(Pairs, Account), String>, Failure> {
     let our = || {
         let url = our_url.clone();
         on_threads(client, async move {
@@ -166,7 +192,8 @@ async fn one_after_the_other(
         Some(early) => early,
         None => our().await?,
     };
-    Ok(Ok((vec![MixedRun { our_per_s, its_per_s }], account)))
+    let mixed = vec![Pair { our_per_s, its_per_s }];
+    Ok(Ok((Pairs { mixed, ..Pairs::default() }, account)))
 }
 
 async fn ours(url: &str, plan: Plan) -> Result<(BenchDatabase, Load), Failure> {

@@ -13,7 +13,7 @@ use crate::{
     command::{
         bench_bus_database::{Account, BenchServer},
         bench_bus_load::Plan,
-        bench_bus_mixed::{MixedRun, Terms, pairs},
+        bench_bus_mixed::{Pairs, Terms, pairs},
     },
     context::Context,
     failure::Failure,
@@ -40,7 +40,7 @@ pub(crate) struct Peer {
     pub(crate) runs: Vec<PeerRun>,
     /// Why it is not measured any more.
     pub(crate) failed: Option<String>,
-    pub(crate) mixed: Vec<MixedRun>,
+    pub(crate) beside_us: Pairs,
     /// What became of our messages beside it.
     pub(crate) accounts: Vec<Account>,
     /// Why it has no mixed run, or no further one.
@@ -80,8 +80,8 @@ impl Peer {
     fn new(name: String, directory: PathBuf) -> Self {
         let word: String = name.chars().map(|of| if of.is_ascii_alphanumeric() { of } else { '_' }).collect();
         let database = format!("cogo_bench_peer_{}", word.to_ascii_lowercase());
-        let (runs, mixed, accounts) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name, directory, database, runs, failed: None, mixed, accounts, no_mixed_run: None }
+        let (runs, beside_us, accounts) = (Vec::new(), Pairs::default(), Vec::new());
+        Self { name, directory, database, runs, failed: None, beside_us, accounts, no_mixed_run: None }
     }
 
     /// One run of its script; after a failure it is left out.
@@ -95,12 +95,14 @@ impl Peer {
         }
     }
 
-    /// Its mixed load beside ours, behind a run of its script; after a failure there is no further one.
+    /// Its load beside ours, behind a run of its script; after a failure there is no further one.
     pub(crate) async fn measure_mixed(&mut self, at: (&BenchServer, &Handle), terms: Terms) -> Result<(), Failure> {
         if self.failed.is_none() && self.no_mixed_run.is_none() {
             match pairs(at, terms, self).await? {
                 Ok((runs, account)) => {
-                    self.mixed.extend(runs);
+                    self.beside_us.enqueue.extend(runs.enqueue);
+                    self.beside_us.drain.extend(runs.drain);
+                    self.beside_us.mixed.extend(runs.mixed);
                     self.accounts.push(account);
                 }
                 Err(why) => self.no_mixed_run = Some(why),
@@ -114,7 +116,7 @@ impl Peer {
             let why = self.failed.as_deref().unwrap_or("it was not measured");
             return format!("{} failed: {why}", self.name);
         };
-        let mixed = match (&self.no_mixed_run, self.mixed.last()) {
+        let mixed = match (&self.no_mixed_run, self.beside_us.mixed.last()) {
             (None, Some(last)) => {
                 format!("mixed, at last, {:.0}/s beside {:.0}/s of ours", last.its_per_s, last.our_per_s)
             }

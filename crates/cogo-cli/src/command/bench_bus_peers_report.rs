@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     command::{
+        bench_bus_mixed::Pair,
         bench_bus_peers::Peer,
         bench_bus_report::{OneRun, median, rounded},
         bench_bus_runtime::RuntimeDrain,
@@ -25,6 +26,9 @@ pub(crate) struct PeerReport {
     /// Ours through the runtime of a worker divided by its drain, which most peers have through theirs.
     runtime_drain_ratio: Option<f64>,
     mixed_ratio: Option<f64>,
+    /// Of turns of a second each with the same client, if it can be driven so.
+    enqueue_in_turns_ratio: Option<f64>,
+    drain_in_turns_ratio: Option<f64>,
     /// Our mixed load divided by its drain, when nobody sends to it; the only comparison if there is no mixed run of it.
     mixed_to_its_drain_ratio: Option<f64>,
     no_mixed_run: Option<String>,
@@ -36,7 +40,8 @@ impl PeerReport {
     pub(crate) fn new(runs: &[OneRun], drains: &[RuntimeDrain], peer: &Peer) -> Self {
         let of = |figures: Vec<f64>| median(figures).map(rounded);
         let pairs = || runs.iter().zip(&peer.runs);
-        let mixed = || peer.mixed.iter();
+        let mixed = || peer.beside_us.mixed.iter();
+        let ratio = |pairs: &[Pair]| of(pairs.iter().map(|pair| pair.our_per_s / pair.its_per_s).collect());
         Self {
             peer: peer.name.clone(),
             enqueue_per_s: of(peer.runs.iter().map(|run| run.enqueue_per_s).collect()),
@@ -50,7 +55,9 @@ impl PeerReport {
                 .zip(&peer.runs)
                 .map(|(our, its)| our.per_s / its.process_per_s)
                 .collect()),
-            mixed_ratio: of(mixed().map(|run| run.our_per_s / run.its_per_s).collect()),
+            mixed_ratio: ratio(&peer.beside_us.mixed),
+            enqueue_in_turns_ratio: ratio(&peer.beside_us.enqueue),
+            drain_in_turns_ratio: ratio(&peer.beside_us.drain),
             mixed_to_its_drain_ratio: of(pairs().map(|(our, its)| our.mixed_per_s / its.process_per_s).collect()),
             no_mixed_run: peer.no_mixed_run.clone(),
             failed: peer.failed.clone(),
@@ -64,7 +71,12 @@ impl PeerReport {
                 format!("no mixed run: {why}; our mixed load to its drain alone: {ratio:.2}")
             }
             (None, Some(why), None) => format!("no mixed run: {why}"),
-            (None, None, _) => String::new(),
+            (None, None, _) => match (self.enqueue_in_turns_ratio, self.drain_in_turns_ratio) {
+                (Some(enqueue), Some(drain)) => {
+                    format!("in turns of a second: {enqueue:.2} of its enqueue, {drain:.2} of its drain")
+                }
+                _ => String::new(),
+            },
         }
     }
 }
@@ -121,6 +133,8 @@ mod tests {
             drain_ratio: Some(1.5),
             runtime_drain_ratio: Some(1.2),
             mixed_ratio: Some(1.5),
+            enqueue_in_turns_ratio: None,
+            drain_in_turns_ratio: None,
             mixed_to_its_drain_ratio: Some(1.2),
             no_mixed_run: None,
             failed: None,
@@ -130,6 +144,9 @@ mod tests {
     #[test]
     fn a_peer_without_a_mixed_run_is_compared_by_its_drain_and_says_why() {
         assert!(peers_table(&[report()]).ends_with("1.50"), "nothing is to be said of a full row");
+        let in_turns = PeerReport { enqueue_in_turns_ratio: Some(0.9), drain_in_turns_ratio: Some(1.8), ..report() };
+        let text = peers_table(&[in_turns]);
+        assert!(text.ends_with("queue: in turns of a second: 0.90 of its enqueue, 1.80 of its drain"), "{text}");
         let closed = PeerReport { mixed_ratio: None, no_mixed_run: Some("closed".to_owned()), ..report() };
         let text = peers_table(&[closed]);
         assert!(text.ends_with("queue: no mixed run: closed; our mixed load to its drain alone: 1.20"), "{text}");

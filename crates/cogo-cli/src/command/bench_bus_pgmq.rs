@@ -1,4 +1,4 @@
-//! pgmq under the mixed load of the bus: the same connections, batches and payloads, through its own SQL functions.
+//! pgmq under the load of the bus: the same connections, batches and payloads, through its own SQL functions.
 
 use std::{
     sync::{
@@ -41,19 +41,46 @@ impl Queue {
         Ok(Self { url, plan, sent: Arc::default(), archived: Arc::default() })
     }
 
+    /// Sends for a while; answers how many a second were sent.
+    pub(crate) async fn send_for(&self, time: Duration) -> Result<f64, Failure> {
+        self.run((self.plan.producers, 0), time, &self.sent).await
+    }
+
+    /// Archives for a while what was sent; answers how many a second were archived.
+    pub(crate) async fn work_for(&self, time: Duration) -> Result<f64, Failure> {
+        self.run((0, self.plan.consumers), time, &self.archived).await
+    }
+
     /// Sends and archives at once for a while; answers how many a second were archived.
     pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
+        self.run((self.plan.producers, self.plan.consumers), time, &self.archived).await
+    }
+
+    /// Archives all that was sent.
+    pub(crate) async fn drain(&self, look: Duration) -> Result<(), Failure> {
+        while self.archived.load(Ordering::SeqCst) < self.sent.load(Ordering::SeqCst) {
+            self.work_for(look).await?;
+        }
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        (producers, consumers): (u16, u16),
+        time: Duration,
+        counted: &AtomicU64,
+    ) -> Result<f64, Failure> {
+        let stop = Arc::default();
         let mut workers = JoinSet::new();
-        for _ in 0..self.plan.consumers {
+        for _ in 0..consumers {
             let connection = PgConnection::connect(&self.url).await?;
             workers.spawn(consume(connection, self.plan, Arc::clone(&stop), Arc::clone(&self.archived)));
         }
-        for _ in 0..self.plan.producers {
+        for _ in 0..producers {
             let connection = PgConnection::connect(&self.url).await?;
             workers.spawn(produce(connection, SEND, self.plan, Arc::clone(&stop), Arc::clone(&self.sent)));
         }
-        rate_of(workers, &stop, time, &self.archived).await
+        rate_of(workers, &stop, time, counted).await
     }
 
     /// A rate of what was not sent, or not kept, would say nothing.
@@ -114,15 +141,22 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_is_sent_is_archived_at_once_also_in_pieces() {
         let (database, queue) = queue().await;
+        let a_while = Duration::from_millis(200);
+        assert!(queue.send_for(a_while).await.expect("a rate") > 0.0);
+        assert!(queue.work_for(a_while).await.expect("a rate") > 0.0);
         for _ in 0..2 {
-            assert!(queue.mixed(Duration::from_millis(200)).await.expect("a rate") > 0.0);
+            assert!(queue.mixed(a_while).await.expect("a rate") > 0.0);
         }
+        queue.drain(a_while).await.expect("an end");
         queue.account().await.expect("nothing lacks");
         let twice: i64 = sqlx::query_scalar("select count(*) from pgmq.q_mixed where read_ct > 1")
             .fetch_one(&database.pool)
             .await
             .expect("a count");
         assert_eq!(twice, 0, "nobody reads what another one holds");
+        let left: i64 =
+            sqlx::query_scalar("select count(*) from pgmq.q_mixed").fetch_one(&database.pool).await.expect("a count");
+        assert_eq!(left, 0, "drained");
     }
 
     #[tokio::test(flavor = "multi_thread")]
