@@ -179,12 +179,6 @@ impl Load {
         rate_of(producers, &stop, time, &self.shared.sent_count).await
     }
 
-    /// Completes for a while what was sent; answers how many a second were completed.
-    pub(crate) async fn work_for(&self, time: Duration) -> Result<f64, Failure> {
-        let stop = Arc::default();
-        rate_of(self.consumers(&stop), &stop, time, &self.shared.done_count).await
-    }
-
     /// Sends and completes at once for a while; answers how many a second were completed.
     pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
         let stop = Arc::default();

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     command::{
-        bench_bus_load::{LEASE, Plan, rate_of, rest_after},
+        bench_bus_load::{LEASE, Plan, all, as_f64, flat, rate_of, rest_after},
         bench_bus_producer::produce,
     },
     failure::Failure,
@@ -24,6 +24,8 @@ const SEND: &str = "select count(*) from pgmq.send_batch('mixed', $1::jsonb[])";
 const READ: &str = "select msg_id, message from pgmq.read('mixed', $1::integer, $2::integer)";
 /// What keeps the finished message, as the bus does.
 const ARCHIVE: &str = "select count(*) from pgmq.archive('mixed', $1::bigint[])";
+
+type Workers = JoinSet<Result<(), Failure>>;
 
 /// A queue of its own in a database where pgmq is installed, and what was sent to it and archived so far.
 pub(crate) struct Queue {
@@ -43,44 +45,51 @@ impl Queue {
 
     /// Sends for a while; answers how many a second were sent.
     pub(crate) async fn send_for(&self, time: Duration) -> Result<f64, Failure> {
-        self.run((self.plan.producers, 0), time, &self.sent).await
+        let (stop, mut producers) = (Arc::default(), JoinSet::new());
+        self.produce(&mut producers, &stop).await?;
+        rate_of(producers, &stop, time, &self.sent).await
     }
 
-    /// Archives for a while what was sent; answers how many a second were archived.
-    pub(crate) async fn work_for(&self, time: Duration) -> Result<f64, Failure> {
-        self.run((0, self.plan.consumers), time, &self.archived).await
+    /// Archives all that was sent; answers how many a second.
+    pub(crate) async fn drain(&self) -> Result<f64, Failure> {
+        let (stop, mut consumers) = (Arc::default(), JoinSet::new());
+        let before = self.archived.load(Ordering::SeqCst);
+        let began = Instant::now();
+        self.consume(&mut consumers, &stop).await?;
+        while self.archived.load(Ordering::SeqCst) < self.sent.load(Ordering::SeqCst) {
+            tokio::select! {
+                Some(consumer) = consumers.join_next() => flat(consumer)?,
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        let elapsed = began.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        all(consumers).await?;
+        Ok(as_f64(self.archived.load(Ordering::SeqCst) - before) / elapsed.as_secs_f64())
     }
 
     /// Sends and archives at once for a while; answers how many a second were archived.
     pub(crate) async fn mixed(&self, time: Duration) -> Result<f64, Failure> {
-        self.run((self.plan.producers, self.plan.consumers), time, &self.archived).await
+        let (stop, mut workers) = (Arc::default(), JoinSet::new());
+        self.consume(&mut workers, &stop).await?;
+        self.produce(&mut workers, &stop).await?;
+        rate_of(workers, &stop, time, &self.archived).await
     }
 
-    /// Archives all that was sent.
-    pub(crate) async fn drain(&self, look: Duration) -> Result<(), Failure> {
-        while self.archived.load(Ordering::SeqCst) < self.sent.load(Ordering::SeqCst) {
-            self.work_for(look).await?;
+    async fn produce(&self, workers: &mut Workers, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+        for _ in 0..self.plan.producers {
+            let connection = PgConnection::connect(&self.url).await?;
+            workers.spawn(produce(connection, SEND, self.plan, Arc::clone(stop), Arc::clone(&self.sent)));
         }
         Ok(())
     }
 
-    async fn run(
-        &self,
-        (producers, consumers): (u16, u16),
-        time: Duration,
-        counted: &AtomicU64,
-    ) -> Result<f64, Failure> {
-        let stop = Arc::default();
-        let mut workers = JoinSet::new();
-        for _ in 0..consumers {
+    async fn consume(&self, workers: &mut Workers, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
+        for _ in 0..self.plan.consumers {
             let connection = PgConnection::connect(&self.url).await?;
-            workers.spawn(consume(connection, self.plan, Arc::clone(&stop), Arc::clone(&self.archived)));
+            workers.spawn(consume(connection, self.plan, Arc::clone(stop), Arc::clone(&self.archived)));
         }
-        for _ in 0..producers {
-            let connection = PgConnection::connect(&self.url).await?;
-            workers.spawn(produce(connection, SEND, self.plan, Arc::clone(&stop), Arc::clone(&self.sent)));
-        }
-        rate_of(workers, &stop, time, counted).await
+        Ok(())
     }
 
     /// A rate of what was not sent, or not kept, would say nothing.
@@ -143,11 +152,11 @@ mod tests {
         let (database, queue) = queue().await;
         let a_while = Duration::from_millis(200);
         assert!(queue.send_for(a_while).await.expect("a rate") > 0.0);
-        assert!(queue.work_for(a_while).await.expect("a rate") > 0.0);
+        assert!(queue.drain().await.expect("a rate") > 0.0);
         for _ in 0..2 {
             assert!(queue.mixed(a_while).await.expect("a rate") > 0.0);
         }
-        queue.drain(a_while).await.expect("an end");
+        queue.drain().await.expect("an end");
         queue.account().await.expect("nothing lacks");
         let twice: i64 = sqlx::query_scalar("select count(*) from pgmq.q_mixed where read_ct > 1")
             .fetch_one(&database.pool)
