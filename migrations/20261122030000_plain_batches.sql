@@ -17,11 +17,12 @@ declare
   moment constant timestamptz := clock_timestamp();
   today constant date := (moment at time zone 'UTC')::date;
   part constant regclass := to_regclass('bus.messages_' || to_char(today, 'YYYYMMDD'));
-  -- as bus.first_id
+  -- as bus.first_id, of which two calls take as long as twenty messages
   first constant uuid := (lpad(to_hex((today - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid;
   past constant uuid := (lpad(to_hex((today + 1 - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid;
   given constant text := '(select unnest($5) as id, unnest($6) as payload, unnest($7) as headers) as g';
-  -- all that the rules of the table ask of such a message, and the bounds of the part
+  -- all that bus.after_insert asks of such a message, and the bounds of the part. What does not fit is inserted below as
+  -- ever, so that only a rule which becomes stricter there must become so here.
   fits constant text :=
     'g.id >= $8 and g.id < $9 and jsonb_typeof(g.payload) = ''object'' and pg_column_size(g.payload) <= 1048576
      and (g.headers is null or jsonb_typeof(g.headers) = ''object'' and pg_column_size(g.headers) <= 16384)';

@@ -31,8 +31,9 @@ pub struct ProducerSettings {
 /// Under these several producers send the same.
 const SHARED_KEYS: u64 = 40;
 const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
-/// At least so many are sent alike, where more than so many are left to send.
+/// At least so many are sent alike, and fewer than twice as many.
 const ALIKE: u64 = 64;
+/// Only who has more than this left to send sends so many at once.
 const MANY_LEFT: u64 = 500;
 /// After this many tries a call of unknown outcome is left as it is.
 const TRIES: usize = 200;
@@ -111,8 +112,8 @@ async fn send_in_transaction(actor: &mut Actor, messages: &[NewMessage]) {
     actor.bus.journal().returned(number, outcome);
 }
 
-/// Plain messages of one tenant, so many that they pass the triggers of the table by; some have ids by a clock that may be
-/// wrong by a day's end.
+/// Plain messages of one tenant, so many that they pass the triggers of the table by; some have ids of a wrong clock, which
+/// may be of another day than the others.
 fn alike(actor: &mut Actor, first: u64) -> Vec<NewMessage> {
     let now_ms = actor.bus.journal().client_ms();
     let chance = &mut actor.chance;

@@ -178,6 +178,43 @@ async fn one_unsound_message_refuses_the_batch_by_the_rule_that_it_breaks() {
     assert_eq!(reason, "payload is an object");
 }
 
+/// An object of exactly this many bytes as the database counts them.
+fn object_of(bytes: u32) -> String {
+    format!("jsonb_build_object('x', repeat('x', {bytes} - pg_column_size(jsonb_build_object('x', ''))))")
+}
+
+#[tokio::test]
+async fn bounds_are_those_of_an_insert() {
+    let (bus, _database) = bus().await;
+    let name = |length: u32| format!("repeat('a', {length})");
+    let (payload, headers) = (object_of(1_048_576), object_of(16_384));
+    let (too_long, too_large) = (object_of(1_048_577), object_of(16_385));
+    for (service, role, tenant, payload, headers, fits) in [
+        (name(63), name(63), name(128), &payload, &headers, true),
+        (name(64), name(1), name(1), &payload, &headers, false),
+        (name(1), name(64), name(1), &payload, &headers, false),
+        (name(1), name(1), name(129), &payload, &headers, false),
+        (name(1), name(1), name(1), &too_long, &headers, false),
+        (name(1), name(1), name(1), &payload, &too_large, false),
+        ("'a/b'".to_owned(), name(1), name(1), &payload, &headers, false),
+        ("'a-9'".to_owned(), "'b-'".to_owned(), "'A_b.c:d@e-'".to_owned(), &payload, &headers, true),
+        ("'-a'".to_owned(), name(1), name(1), &payload, &headers, false),
+        (name(1), name(1), "'a'||chr(10)".to_owned(), &payload, &headers, false),
+    ] {
+        let insert = format!(
+            "insert into public.agent_messages (service, role, tenant, payload, headers)
+             values ({service}, {role}, {tenant}, {payload}, {headers})"
+        );
+        let send =
+            format!("select bus.enqueue_payloads({service}, {role}, {tenant}, array[{payload}], array[{headers}])");
+        for statement in [insert, send] {
+            let accepted = sqlx::query(AssertSqlSafe(statement.clone())).execute(bus.pool()).await.is_ok();
+            assert_eq!(accepted, fits, "{statement}");
+        }
+    }
+    assert_eq!((statuses(&bus).await, misplaced(&bus).await), (vec![("queued".to_owned(), 4)], 0));
+}
+
 #[tokio::test]
 async fn a_drained_route_takes_none() {
     let (bus, _database) = bus().await;

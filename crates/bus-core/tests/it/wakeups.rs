@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::{sync::broadcast::Receiver, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{PATIENCE, bus, claim, claim_one, message, until_somebody_waits_for_a_lock};
+use crate::support::{PATIENCE, bus, claim, claim_one, message, numbered, until_somebody_waits_for_a_lock};
 
 async fn next(hints: &mut Receiver<Wake>) -> Wake {
     timeout(PATIENCE, hints.recv()).await.expect("no hint came").unwrap()
@@ -26,6 +26,19 @@ async fn sending_wakes_the_route_and_a_watched_task() {
     assert_eq!(next(&mut hints).await, Wake::Task(root));
     bus.complete(&claimed.fence(), "w", &Default::default()).await.unwrap();
     assert_eq!(next(&mut hints).await, Wake::Task(root));
+    stop.cancel();
+    listening.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_large_plain_batch_wakes_its_route() {
+    let (bus, _database) = bus().await;
+    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
+    let mut hints = wakeups.subscribe();
+    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    bus.enqueue_many(&numbered(500)).await.unwrap();
+    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
     stop.cancel();
     listening.await.unwrap();
 }

@@ -141,7 +141,7 @@ async fn measure_peer(peer: &mut Peer, at: (&BenchServer, &Handle), terms: Terms
     // its script makes the database anew
     let database = at.0.adopt(&peer.database)?;
     peer.measure(terms.plan).await;
-    peer.measure_mixed(at, terms).await?;
+    peer.measure_beside_us(at, terms).await?;
     database.remove().await
 }
 

@@ -148,28 +148,8 @@ impl Load {
 
     /// Completes everything that was sent; answers how many a second.
     pub(crate) async fn drain(&self) -> Result<f64, Failure> {
-        let before = self.shared.done_count.load(Ordering::SeqCst);
-        let began = Instant::now();
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut consumers = self.consumers(&stop);
-        let mut last = (before, Instant::now());
-        let mut ended = began.elapsed();
-        while !consumers.is_empty() {
-            let done = self.shared.done_count.load(Ordering::SeqCst);
-            let is_complete = done >= self.shared.sent_count.load(Ordering::SeqCst);
-            if done > last.0 {
-                last = (done, Instant::now());
-            }
-            if (is_complete || last.1.elapsed() > PATIENCE) && !stop.swap(true, Ordering::SeqCst) {
-                ended = began.elapsed();
-            }
-            tokio::select! {
-                Some(consumer) = consumers.join_next() => flat(consumer)?,
-                () = tokio::time::sleep(Duration::from_millis(1)) => {}
-            }
-        }
-        let done = self.shared.done_count.load(Ordering::SeqCst) - before;
-        Ok(as_f64(done) / ended.as_secs_f64())
+        let stop = Arc::default();
+        drained(self.consumers(&stop), &stop, &self.shared.done_count, &self.shared.sent_count).await
     }
 
     /// Sends in batches for a while; answers how many a second were sent.
@@ -298,6 +278,34 @@ pub(crate) async fn rate_of(
     all(workers).await?;
     let elapsed = began.elapsed();
     Ok(as_f64(done.load(Ordering::SeqCst) - before) / elapsed.as_secs_f64())
+}
+
+/// Lets workers work until as many are done as were sent, or none has been for so long that they are lost; answers how many
+/// a second were done.
+pub(crate) async fn drained(
+    mut workers: JoinSet<Result<(), Failure>>,
+    stop: &AtomicBool,
+    done: &AtomicU64,
+    sent: &AtomicU64,
+) -> Result<f64, Failure> {
+    let (before, began) = (done.load(Ordering::SeqCst), Instant::now());
+    let mut last = (before, Instant::now());
+    let mut ended = began.elapsed();
+    while !workers.is_empty() {
+        let now = done.load(Ordering::SeqCst);
+        let is_complete = now >= sent.load(Ordering::SeqCst);
+        if now > last.0 {
+            last = (now, Instant::now());
+        }
+        if (is_complete || last.1.elapsed() > PATIENCE) && !stop.swap(true, Ordering::SeqCst) {
+            ended = began.elapsed();
+        }
+        tokio::select! {
+            Some(worker) = workers.join_next() => flat(worker)?,
+            () = tokio::time::sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    Ok(as_f64(done.load(Ordering::SeqCst) - before) / ended.as_secs_f64())
 }
 
 /// Waits for all tasks; the first failure ends the rest.

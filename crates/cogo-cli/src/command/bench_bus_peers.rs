@@ -96,7 +96,7 @@ impl Peer {
     }
 
     /// Its load beside ours, behind a run of its script; after a failure there is no further one.
-    pub(crate) async fn measure_mixed(&mut self, at: (&BenchServer, &Handle), terms: Terms) -> Result<(), Failure> {
+    pub(crate) async fn measure_beside_us(&mut self, at: (&BenchServer, &Handle), terms: Terms) -> Result<(), Failure> {
         if self.failed.is_none() && self.no_mixed_run.is_none() {
             match pairs(at, terms, self).await? {
                 Ok((runs, account)) => {

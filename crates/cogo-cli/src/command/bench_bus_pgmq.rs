@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     command::{
-        bench_bus_load::{LEASE, Plan, all, as_f64, flat, rate_of, rest_after},
+        bench_bus_load::{LEASE, Plan, drained, rate_of, rest_after},
         bench_bus_producer::produce,
     },
     failure::Failure,
@@ -25,6 +25,7 @@ const READ: &str = "select msg_id, message from pgmq.read('mixed', $1::integer, 
 /// What keeps the finished message, as the bus does.
 const ARCHIVE: &str = "select count(*) from pgmq.archive('mixed', $1::bigint[])";
 
+/// Producers and consumers that work until they are told to stop.
 type Workers = JoinSet<Result<(), Failure>>;
 
 /// A queue of its own in a database where pgmq is installed, and what was sent to it and archived so far.
@@ -53,19 +54,8 @@ impl Queue {
     /// Archives all that was sent; answers how many a second.
     pub(crate) async fn drain(&self) -> Result<f64, Failure> {
         let (stop, mut consumers) = (Arc::default(), JoinSet::new());
-        let before = self.archived.load(Ordering::SeqCst);
-        let began = Instant::now();
         self.consume(&mut consumers, &stop).await?;
-        while self.archived.load(Ordering::SeqCst) < self.sent.load(Ordering::SeqCst) {
-            tokio::select! {
-                Some(consumer) = consumers.join_next() => flat(consumer)?,
-                () = tokio::time::sleep(Duration::from_millis(1)) => {}
-            }
-        }
-        let elapsed = began.elapsed();
-        stop.store(true, Ordering::Relaxed);
-        all(consumers).await?;
-        Ok(as_f64(self.archived.load(Ordering::SeqCst) - before) / elapsed.as_secs_f64())
+        drained(consumers, &stop, &self.archived, &self.sent).await
     }
 
     /// Sends and archives at once for a while; answers how many a second were archived.
