@@ -42,7 +42,10 @@ impl Bus {
         let (ids, attempts): (Vec<Uuid>, Vec<i16>) = ended.iter().map(|(fence, _)| (fence.id, fence.attempt)).unzip();
         let results: Vec<Option<&Value>> = ended.iter().map(|(_, completion)| completion.result.as_ref()).collect();
         let snippets: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.snippet.as_deref()).collect();
-        let urls: Vec<Option<&str>> = ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect();
+        let urls: Option<Vec<Option<&str>>> = ended
+            .iter()
+            .any(|(_, completion)| completion.result_url.is_some())
+            .then(|| ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect());
         let mut line = self.lines.lend().await?;
         // one row of many ids: a row for each costs the client more than the completion
         let recorded = sqlx::query_scalar("select array_agg(id) from bus.complete_many($1, $2, $3, $4, $5, $6)")
