@@ -137,7 +137,7 @@ impl Load {
         for load in loads {
             senders.spawn(async move {
                 for _ in 0..each {
-                    load.send_one().await?;
+                    load.send_one(WORK).await?;
                 }
                 Ok(())
             });
@@ -219,19 +219,19 @@ impl Load {
         Ok(claimed.iter().map(|message| (message.id, at)).collect())
     }
 
-    /// One message to the route of the load.
-    pub(crate) async fn send_one(&self) -> Result<(), Failure> {
-        let sent = self.bus.enqueue(&self.message(WORK, 0)?).await?;
+    /// Sends one message; answers its id.
+    pub(crate) async fn send_one(&self, route: Route) -> Result<Uuid, Failure> {
+        let sent = self.bus.enqueue(&self.message(route, 0)?).await?;
         self.remember(&[sent.id]);
-        Ok(())
+        Ok(sent.id)
     }
 
-    /// One message there and back; answers its id once the sender has the reply.
-    pub(crate) async fn ask(&self, route: Route, patience: Duration, wakeups: &WakeUps) -> Result<Uuid, Failure> {
+    /// One message there and back: returns once the sender has the reply.
+    pub(crate) async fn ask(&self, route: Route, patience: Duration, wakeups: &WakeUps) -> Result<(), Failure> {
         let reply = self.bus.request(&self.message(route, 0)?, patience, wakeups).await;
         let reply = reply.map_err(|error| Failure::failed("A ping did not come back").because(&error))?;
         self.remember(&[reply.id]);
-        Ok(reply.id)
+        Ok(())
     }
 
     async fn send_batch(&self, size: u32) -> Result<(), Failure> {

@@ -25,8 +25,13 @@ const CLOSED: [(&str, &str); 5] = [
     ("underway", "batches are sent by its crate only, and its script ends when somebody else sends"),
 ];
 
-/// How long one side works before the other one has its turn, so that both meet the same machine.
+/// How long one side sends before the other one has its turn, so that both meet the same machine.
 const TURN: Duration = Duration::from_secs(1);
+/// Turns of each side that sends, and then drains what it has sent.
+const TURNS: u64 = 3;
+/// Turns of each side that sends and drains at once, for as long as the terms say: what a queue leaves to be cleaned up
+/// slows it down after seconds, not at once.
+const MIXED_TURNS: u64 = 2;
 
 /// Both sides of one moment, in messages a second.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +47,7 @@ pub(crate) struct Pairs {
     pub(crate) enqueue: Vec<Pair>,
     /// Completed, in turns, while nobody sends.
     pub(crate) drain: Vec<Pair>,
-    /// Completed while others send.
+    /// Completed while others send, for a while.
     pub(crate) mixed: Vec<Pair>,
 }
 
@@ -64,6 +69,7 @@ impl First {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     pub(crate) plan: Plan,
+    /// How long a side sends and drains at once.
     pub(crate) time: Duration,
     pub(crate) first: First,
 }
@@ -71,7 +77,7 @@ pub(crate) struct Terms {
 /// How a peer comes to a mixed load without its script taking part in the sending.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// Both sides in short turns, the peer through its SQL functions in the database that its script left behind.
+    /// Both sides in turns, the peer through its SQL functions in the database that its script left behind.
     Functions,
     /// One side after the other: its own worker process, and the sending through its SQL function.
     Worker(&'static Door),
@@ -115,20 +121,19 @@ pub(crate) async fn pairs(
     measured
 }
 
-/// Turns of a second each; what one side has not finished waits for its next turn.
+/// In turns; what one side has not finished waits for its next turn.
 async fn in_turns(our_url: String, its_url: String, terms: Terms) -> Result<Result<(Pairs, Account), String>, Failure> {
     let (database, load) = ours(&our_url, terms.plan).await?;
     let its = async {
         let queue = Queue::create(its_url, terms.plan).await?;
-        let turns = terms.time.as_secs().max(1);
         let mut runs = Pairs::default();
         // each time all of it: what waits for long no longer stands in the memory of the server
-        for turn in 0..turns.div_ceil(2) {
+        for turn in 0..TURNS {
             runs.enqueue.push(pair(turn, terms.first, load.send_for(TURN), queue.send_for(TURN)).await?);
             runs.drain.push(pair(turn, terms.first, load.drain(), queue.drain()).await?);
         }
-        for turn in 0..turns {
-            runs.mixed.push(pair(turn, terms.first, load.mixed(TURN), queue.mixed(TURN)).await?);
+        for turn in 0..MIXED_TURNS {
+            runs.mixed.push(pair(turn, terms.first, load.mixed(terms.time), queue.mixed(terms.time)).await?);
         }
         queue.account().await?;
         Ok::<_, Failure>(runs)

@@ -1,7 +1,6 @@
-//! Pings: one message there and back, as a sender sees it, on an idle bus and on a busy one.
+//! Pings: one message until it is done, and one request until its reply is there, on an idle bus and on a busy one.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    command::bench_bus_load::{Load, SINGLE_SENDERS, all},
+    command::bench_bus_load::{Load, SINGLE_SENDERS, WORK, all},
     failure::Failure,
     percentile::Times,
 };
 
 const PING: Route = Route::constant("bench", "ping");
-/// Between two pings of an idle bus, as in the scripts of the peers.
+/// After each ping and each request, as in the scripts of the peers.
 const PAUSE: Duration = Duration::from_millis(5);
 /// First and longest wait of a worker without work.
 const FIRST_LOOK: Duration = Duration::from_millis(10);
@@ -43,11 +42,22 @@ pub(crate) struct Pings {
     /// Until the message was in the hands of the worker.
     pub(crate) claimed_p50_ms: f64,
     pub(crate) claimed_p99_ms: f64,
-    /// Until the sender saw it done.
-    pub(crate) seen_p50_ms: f64,
-    pub(crate) seen_p99_ms: f64,
+    /// Until the worker saw that it is recorded as done.
+    pub(crate) done_p50_ms: f64,
+    pub(crate) done_p99_ms: f64,
+    /// Of a request: until the asker had the reply in hand.
+    pub(crate) reply_p50_ms: f64,
+    pub(crate) reply_p99_ms: f64,
     /// Other messages a second meanwhile.
     pub(crate) load_per_s: f64,
+}
+
+/// What the worker tells of a message, once its end is recorded.
+#[derive(Debug, Clone, Copy)]
+struct Worked {
+    id: Uuid,
+    claimed_at: Instant,
+    done_at: Instant,
 }
 
 /// Pings while nothing else happens.
@@ -69,7 +79,7 @@ pub(crate) async fn loaded_pings(load: &Load, samples: u32) -> Result<Pings, Fai
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             while !stop.load(Ordering::Relaxed) {
                 ticks.tick().await;
-                load.send_one().await?;
+                load.send_one(WORK).await?;
                 sent.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -95,52 +105,64 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     background.spawn(wakeups.clone().run(load.bus.pool().clone(), stop));
     // the first hint says that the subscription is open
     tokio::time::timeout(PATIENCE, hints.recv()).await.map_err(|_elapsed| late())?.ok();
-    let (claims, mut claimed) = mpsc::unbounded_channel();
+    let (tell, mut worked) = mpsc::unbounded_channel();
     let mut worker = JoinSet::new();
-    worker.spawn(work(load.on_own_connection(), worker_hints, claims));
+    worker.spawn(work(load.on_own_connection(), worker_hints, tell));
     let load = load.on_own_connection();
 
-    let (mut claimed_ms, mut seen_ms) = (Vec::new(), Vec::new());
-    let mut begun = HashMap::new();
+    let (mut claimed_ms, mut done_ms, mut reply_ms) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..samples {
         let began = Instant::now();
-        let id = load.ask(PING, PATIENCE, &wakeups).await?;
-        seen_ms.push(milliseconds(began.elapsed()));
-        begun.insert(id, began);
+        let id = load.send_one(PING).await?;
+        let Ok(Some(ping)) = tokio::time::timeout(PATIENCE, told_of(&mut worked, id)).await else {
+            if let Some(ended) = worker.try_join_next() {
+                crate::command::bench_bus_load::flat(ended)?;
+            }
+            return Err(late());
+        };
+        claimed_ms.push(milliseconds(ping.claimed_at.duration_since(began)));
+        done_ms.push(milliseconds(ping.done_at.duration_since(began)));
+        tokio::time::sleep(PAUSE).await;
+        let began = Instant::now();
+        load.ask(PING, PATIENCE, &wakeups).await?;
+        reply_ms.push(milliseconds(began.elapsed()));
         tokio::time::sleep(PAUSE).await;
     }
-    // the worker tells of a claim after its completion, which the sender may have seen before
-    while !begun.is_empty() {
-        let Ok(Some((of, at))) = tokio::time::timeout(PATIENCE, claimed.recv()).await else { break };
-        if let Some(began) = begun.remove(&of) {
-            claimed_ms.push(milliseconds(at.duration_since(began)));
-        }
-    }
-    if let Some(ended) = worker.try_join_next() {
-        crate::command::bench_bus_load::flat(ended)?;
-    }
-    let (claimed, seen) = (Times::new(claimed_ms), Times::new(seen_ms));
+    let [claimed, done, reply] = [claimed_ms, done_ms, reply_ms].map(Times::new);
     let percentile = |times: &Times, percent| times.percentile(percent).unwrap_or(f64::NAN);
     Ok(Pings {
         claimed_p50_ms: percentile(&claimed, 50),
         claimed_p99_ms: percentile(&claimed, 99),
-        seen_p50_ms: percentile(&seen, 50),
-        seen_p99_ms: percentile(&seen, 99),
+        done_p50_ms: percentile(&done, 50),
+        done_p99_ms: percentile(&done, 99),
+        reply_p50_ms: percentile(&reply, 50),
+        reply_p99_ms: percentile(&reply, 99),
         load_per_s: 0.0,
     })
+}
+
+/// Passes over what the worker tells of others; none once it is gone.
+async fn told_of(worked: &mut mpsc::UnboundedReceiver<Worked>, id: Uuid) -> Option<Worked> {
+    loop {
+        let of = worked.recv().await?;
+        if of.id == id {
+            return Some(of);
+        }
+    }
 }
 
 /// The worker's side, until nobody wants to know any more.
 async fn work(
     load: Load,
     mut hints: broadcast::Receiver<Wake>,
-    claims: mpsc::UnboundedSender<(Uuid, Instant)>,
+    tell: mpsc::UnboundedSender<Worked>,
 ) -> Result<(), Failure> {
     let route = PING.to_string();
     let holder = format!("bench/ping#{}", std::process::id());
     let mut look = FIRST_LOOK;
     loop {
         let worked = load.work(&PING, &holder).await?;
+        let done_at = Instant::now();
         if worked.is_empty() {
             // as the worker loop of a process does
             let ready = hint(&mut hints, |wake| matches!(wake, Wake::Ready(of) if *of == route));
@@ -149,8 +171,8 @@ async fn work(
         } else {
             look = FIRST_LOOK;
         }
-        for claim in worked {
-            if claims.send(claim).is_err() {
+        for (id, claimed_at) in worked {
+            if tell.send(Worked { id, claimed_at, done_at }).is_err() {
                 return Ok(());
             }
         }

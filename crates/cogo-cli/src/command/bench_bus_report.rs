@@ -42,7 +42,7 @@ impl OneRun {
             self.enqueue_per_s,
             self.drain_per_s,
             self.mixed_per_s,
-            self.idle.seen_p50_ms,
+            self.idle.done_p50_ms,
             self.limit_ratio()
         )
     }
@@ -78,12 +78,18 @@ pub(crate) struct Report {
     /// Processor time of the worker for a message, in µs.
     runtime_own_us: f64,
     mixed_per_s: f64,
+    /// From before one message is sent until the worker sees that its end is recorded.
     ping_p50_ms: f64,
     ping_p99_ms: f64,
     ping_claimed_p50_ms: f64,
     ping_claimed_p99_ms: f64,
     ping_loaded_p50_ms: f64,
     ping_loaded_p99_ms: f64,
+    /// From before a request until its reply is there.
+    request_p50_ms: f64,
+    request_p99_ms: f64,
+    request_loaded_p50_ms: f64,
+    request_loaded_p99_ms: f64,
     ping_load_per_s: f64,
     wal_bytes_enqueue: f64,
     wal_bytes_drain: f64,
@@ -135,12 +141,16 @@ impl Report {
             runtime_cost: through(RuntimeDrain::cost),
             runtime_own_us: through(|drain| drain.own_us),
             mixed_per_s: of(|run| run.mixed_per_s),
-            ping_p50_ms: of(|run| run.idle.seen_p50_ms),
-            ping_p99_ms: of(|run| run.idle.seen_p99_ms),
+            ping_p50_ms: of(|run| run.idle.done_p50_ms),
+            ping_p99_ms: of(|run| run.idle.done_p99_ms),
             ping_claimed_p50_ms: of(|run| run.idle.claimed_p50_ms),
             ping_claimed_p99_ms: of(|run| run.idle.claimed_p99_ms),
-            ping_loaded_p50_ms: of(|run| run.under_load.seen_p50_ms),
-            ping_loaded_p99_ms: of(|run| run.under_load.seen_p99_ms),
+            ping_loaded_p50_ms: of(|run| run.under_load.done_p50_ms),
+            ping_loaded_p99_ms: of(|run| run.under_load.done_p99_ms),
+            request_p50_ms: of(|run| run.idle.reply_p50_ms),
+            request_p99_ms: of(|run| run.idle.reply_p99_ms),
+            request_loaded_p50_ms: of(|run| run.under_load.reply_p50_ms),
+            request_loaded_p99_ms: of(|run| run.under_load.reply_p99_ms),
             ping_load_per_s: of(|run| run.under_load.load_per_s),
             wal_bytes_enqueue: of(|run| run.wal_bytes_enqueue),
             wal_bytes_drain: of(|run| run.wal_bytes_drain),
@@ -202,12 +212,17 @@ pub(crate) fn readable(report: &Report) -> String {
             row("cost of its runtime", format!("{:.0} %", report.runtime_cost * 100.0)),
             row("its processor time for a message", format!("{:.1} µs", report.runtime_own_us)),
             row("mixed, done", per_s(report.mixed_per_s)),
-            row("ping idle, seen by the sender, p50 / p99", two(report.ping_p50_ms, report.ping_p99_ms)),
-            row("ping idle, in the worker's hands", two(report.ping_claimed_p50_ms, report.ping_claimed_p99_ms)),
             row(
-                &format!("ping at {:.0} single messages/s", report.ping_load_per_s),
+                "ping idle, in the worker's hands, p50 / p99",
+                two(report.ping_claimed_p50_ms, report.ping_claimed_p99_ms),
+            ),
+            row("ping idle, recorded as done", two(report.ping_p50_ms, report.ping_p99_ms)),
+            row("request idle, reply in the asker's hands", two(report.request_p50_ms, report.request_p99_ms)),
+            row(
+                &format!("ping at {:.0} single messages/s, done", report.ping_load_per_s),
                 two(report.ping_loaded_p50_ms, report.ping_loaded_p99_ms),
             ),
+            row("request at as many", two(report.request_loaded_p50_ms, report.request_loaded_p99_ms)),
             row("WAL of a message, enqueue + drain", bytes(report.wal_bytes_enqueue, report.wal_bytes_drain)),
             row("a done message, table + indexes", bytes(report.table_bytes, report.index_bytes)),
             row("limit: plain insert", per_s(report.limit_insert_per_s)),
@@ -244,8 +259,15 @@ mod tests {
     use super::*;
 
     fn run(enqueue_per_s: f64, drain_per_s: f64, lost: i64) -> OneRun {
-        let pings =
-            Pings { claimed_p50_ms: 1.0, claimed_p99_ms: 2.0, seen_p50_ms: 2.0, seen_p99_ms: 4.0, load_per_s: 0.0 };
+        let pings = Pings {
+            claimed_p50_ms: 1.0,
+            claimed_p99_ms: 2.0,
+            done_p50_ms: 2.0,
+            done_p99_ms: 4.0,
+            reply_p50_ms: 3.0,
+            reply_p99_ms: 6.0,
+            load_per_s: 0.0,
+        };
         OneRun {
             enqueue_per_s,
             single_per_s: 1.0,
@@ -288,7 +310,7 @@ mod tests {
         assert_eq!((value["enqueue_limit_ratio"].as_f64(), value["limit_ratio"].as_f64()), (Some(0.5), Some(0.5)));
         let mixed_too = ["enqueue_per_s", "drain_per_s", "mixed_per_s"];
         assert_eq!(value["runtime_cost"].as_f64(), Some(0.25));
-        for key in mixed_too.into_iter().chain(["ping_p50_ms", "ping_p99_ms", "lost", "duplicated"]) {
+        for key in mixed_too.into_iter().chain(["ping_p50_ms", "request_p99_ms", "lost", "duplicated"]) {
             assert!(value[key].is_number(), "{key}");
         }
     }

@@ -189,7 +189,7 @@ impl Process {
     async fn drain(&self, url: &str, load: &Load) -> Result<(Duration, Duration), Failure> {
         let mut observer = PgConnection::connect(url).await?;
         sqlx::query("set enable_seqscan = off").execute(&mut observer).await?;
-        load.send_one().await?;
+        load.send_one(WORK).await?;
         self.until_done(&mut observer).await?;
         load.bus.pause_route(&WORK, "cogo bench").await?;
         load.enqueue().await?;
