@@ -202,6 +202,25 @@ async fn completions_in_a_batch_are_fenced_one_by_one() {
 }
 
 #[tokio::test]
+async fn each_of_a_batch_keeps_the_address_of_its_own_result() {
+    let (bus, _database) = bus().await;
+    for size in [3, 100] {
+        bus.enqueue_many(&numbered(u32::from(size))).await.unwrap();
+        let held = claim(&bus, "w", size).await;
+        let address = |claimed: &Claimed| (claimed.id == held[1].id).then(|| format!("/artifacts/{}", claimed.id));
+        let ended: Vec<_> = held
+            .iter()
+            .map(|claimed| (claimed.fence(), Completion { result_url: address(claimed), ..Completion::default() }))
+            .collect();
+        assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), held.len());
+        for claimed in &held {
+            let recorded = bus.message(claimed.id).await.unwrap().unwrap();
+            assert_eq!(recorded["result_url"].as_str(), address(claimed).as_deref());
+        }
+    }
+}
+
+#[tokio::test]
 async fn batch_with_a_result_against_the_contract_records_nothing() {
     let (bus, _database) = bus().await;
     bus.enqueue_many(&crate::support::numbered(2)).await.unwrap();

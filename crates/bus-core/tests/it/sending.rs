@@ -20,6 +20,34 @@ async fn plain_insert_is_a_message() {
 }
 
 #[tokio::test]
+async fn a_claim_shows_headers_and_task_of_each() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    assert_eq!(claim_one(&bus, "v").await.id, root);
+    for half in [1_u16, 3, 50] {
+        bus.enqueue_many(&numbered(u32::from(half))).await.unwrap();
+        sqlx::query(
+            "insert into public.agent_messages (service, role, tenant, payload, parent_id, headers)
+             select 'test', 'work', m.tenant, '{}', m.id, jsonb_build_object('n', n)
+               from public.agent_messages m, generate_series(1, $2) as n where m.id = $1",
+        )
+        .bind(root)
+        .bind(i32::from(half))
+        .execute(bus.pool())
+        .await
+        .unwrap();
+        let claimed = claim(&bus, "w", 100).await;
+        let (steps, alone): (Vec<_>, Vec<_>) = claimed.into_iter().partition(|claimed| claimed.parent_id.is_some());
+        assert_eq!((steps.len(), alone.len()), (usize::from(half), usize::from(half)));
+        assert!(steps.iter().all(|step| step.root_id == root));
+        assert!(alone.iter().all(|message| message.root_id == message.id && message.headers.is_empty()));
+        let mut numbers: Vec<_> = steps.iter().filter_map(|step| step.headers["n"].as_u64()).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(1..=u64::from(half)));
+    }
+}
+
+#[tokio::test]
 async fn insert_cannot_pretend_to_be_further_on() {
     let (bus, _database) = bus().await;
     for columns in [

@@ -3,53 +3,65 @@
 use cogo_bus_core::{Bus, Wake, WakeUps};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
-use tokio::{sync::broadcast::Receiver, time::timeout};
+use tokio::{sync::broadcast::Receiver, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::support::{PATIENCE, bus, claim, claim_one, message, numbered, until_somebody_waits_for_a_lock};
 
-async fn next(hints: &mut Receiver<Wake>) -> Wake {
-    timeout(PATIENCE, hints.recv()).await.expect("no hint came").unwrap()
+/// What an open subscription tells.
+struct Hints {
+    received: Receiver<Wake>,
+    stop: CancellationToken,
+    listening: JoinHandle<()>,
+}
+
+impl Hints {
+    async fn open(bus: &Bus) -> Self {
+        let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
+        let received = wakeups.subscribe();
+        let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
+        let mut hints = Self { received, stop, listening };
+        assert_eq!(hints.next().await, Wake::CatchUp);
+        hints
+    }
+
+    async fn next(&mut self) -> Wake {
+        timeout(PATIENCE, self.received.recv()).await.expect("no hint came").unwrap()
+    }
+
+    async fn close(self) {
+        self.stop.cancel();
+        self.listening.await.unwrap();
+    }
 }
 
 #[tokio::test]
 async fn sending_wakes_the_route_and_a_watched_task() {
     let (bus, _database) = bus().await;
-    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
-    let mut hints = wakeups.subscribe();
-    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut hints = Hints::open(&bus).await;
     let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
-    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
+    assert_eq!(hints.next().await, Wake::Ready("test/work/0".to_owned()));
     bus.watch(root, "test", PATIENCE).await.unwrap();
     let claimed = claim_one(&bus, "w").await;
-    assert_eq!(next(&mut hints).await, Wake::Task(root));
+    assert_eq!(hints.next().await, Wake::Task(root));
     bus.complete(&claimed.fence(), "w", &Default::default()).await.unwrap();
-    assert_eq!(next(&mut hints).await, Wake::Task(root));
-    stop.cancel();
-    listening.await.unwrap();
+    assert_eq!(hints.next().await, Wake::Task(root));
+    hints.close().await;
 }
 
 #[tokio::test]
 async fn a_large_plain_batch_wakes_its_route() {
     let (bus, _database) = bus().await;
-    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
-    let mut hints = wakeups.subscribe();
-    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut hints = Hints::open(&bus).await;
     bus.enqueue_many(&numbered(500)).await.unwrap();
-    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
-    stop.cancel();
-    listening.await.unwrap();
+    assert_eq!(hints.next().await, Wake::Ready("test/work/0".to_owned()));
+    hints.close().await;
 }
 
 #[tokio::test]
 async fn commit_that_is_about_to_notify_speaks_for_others_of_its_route() {
     let (bus, _database) = bus().await;
-    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
-    let mut hints = wakeups.subscribe();
-    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut hints = Hints::open(&bus).await;
     let mut first = bus.pool().begin().await.unwrap();
     Bus::enqueue_in(&mut first, &message(json!({}))).await.unwrap();
     // as a commit does before it writes to the disk
@@ -58,20 +70,16 @@ async fn commit_that_is_about_to_notify_speaks_for_others_of_its_route() {
     first.commit().await.unwrap();
     let other = NewMessage { route: Route::constant("test", "other"), ..message(json!({})) };
     bus.enqueue(&other).await.unwrap();
-    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
-    assert_eq!(next(&mut hints).await, Wake::Ready("test/other/0".to_owned()), "one hint for both");
+    assert_eq!(hints.next().await, Wake::Ready("test/work/0".to_owned()));
+    assert_eq!(hints.next().await, Wake::Ready("test/other/0".to_owned()), "one hint for both");
     assert_eq!(claim(&bus, "w", 10).await.len(), 2);
-    stop.cancel();
-    listening.await.unwrap();
+    hints.close().await;
 }
 
 #[tokio::test]
 async fn only_a_message_that_is_due_before_all_others_is_told_of() {
     let (bus, _database) = bus().await;
-    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
-    let mut hints = wakeups.subscribe();
-    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut hints = Hints::open(&bus).await;
     let later = |minutes: u64| NewMessage { delay_ms: Some(minutes * 60_000), ..message(json!({})) };
     for minutes in 10..40 {
         bus.enqueue(&later(minutes)).await.unwrap();
@@ -81,7 +89,7 @@ async fn only_a_message_that_is_due_before_all_others_is_told_of() {
     bus.enqueue(&other).await.unwrap();
     let mut told = Vec::new();
     loop {
-        let hint = next(&mut hints).await;
+        let hint = hints.next().await;
         if hint == Wake::Ready("test/other/0".to_owned()) {
             break;
         }
@@ -89,17 +97,13 @@ async fn only_a_message_that_is_due_before_all_others_is_told_of() {
     }
     let work = Wake::Ready("test/work/0".to_owned());
     assert_eq!(told, [work.clone(), work], "of the first one, and of the one before it");
-    stop.cancel();
-    listening.await.unwrap();
+    hints.close().await;
 }
 
 #[tokio::test]
 async fn broken_subscription_is_reopened_with_a_catch_up() {
     let (bus, _database) = bus().await;
-    let (wakeups, stop) = (WakeUps::default(), CancellationToken::new());
-    let mut hints = wakeups.subscribe();
-    let listening = TaskTracker::new().spawn(wakeups.run(bus.pool().clone(), stop.clone()));
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    let mut hints = Hints::open(&bus).await;
     sqlx::query(
         "select pg_terminate_backend(pid) from pg_stat_activity
           where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()",
@@ -107,11 +111,10 @@ async fn broken_subscription_is_reopened_with_a_catch_up() {
     .execute(bus.pool())
     .await
     .unwrap();
-    assert_eq!(next(&mut hints).await, Wake::CatchUp);
+    assert_eq!(hints.next().await, Wake::CatchUp);
     bus.enqueue(&message(json!({}))).await.unwrap();
-    assert_eq!(next(&mut hints).await, Wake::Ready("test/work/0".to_owned()));
-    stop.cancel();
-    listening.await.unwrap();
+    assert_eq!(hints.next().await, Wake::Ready("test/work/0".to_owned()));
+    hints.close().await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    command::bench_bus_load::{Load, SINGLE_SENDERS, WORK, all},
+    command::bench_bus_load::{Load, SINGLE_SENDERS, WORK, all, flat},
     failure::Failure,
     percentile::Times,
 };
@@ -53,7 +53,7 @@ pub(crate) struct Pings {
 }
 
 /// What the worker tells of a message, once its end is recorded.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Worked {
     id: Uuid,
     claimed_at: Instant,
@@ -116,7 +116,7 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
         let id = load.send_one(PING).await?;
         let Ok(Some(ping)) = tokio::time::timeout(PATIENCE, told_of(&mut worked, id)).await else {
             if let Some(ended) = worker.try_join_next() {
-                crate::command::bench_bus_load::flat(ended)?;
+                flat(ended)?;
             }
             return Err(late());
         };
