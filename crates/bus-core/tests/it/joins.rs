@@ -129,6 +129,29 @@ async fn end_that_is_under_way_while_it_is_awaited_counts() {
 }
 
 #[tokio::test]
+async fn completion_that_waited_for_who_awaits_it_counts() {
+    let (bus, _database) = bus().await;
+    for size in [1, 2, 70] {
+        let children = sent(&bus, u32::from(size)).await;
+        let held = claim(&bus, "w", size).await;
+        let mut sending = bus.pool().begin().await.unwrap();
+        let join = Bus::enqueue_in(&mut sending, &waiting_for(&children[..1])).await.unwrap().id;
+        let ending = TaskTracker::new().spawn({
+            let bus = bus.clone();
+            let ends: Vec<_> = held.iter().map(|one| (one.fence(), Completion::default())).collect();
+            async move { bus.complete_many(&ends, "w").await.unwrap().len() }
+        });
+        until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+        sending.commit().await.unwrap();
+        assert_eq!(ending.await.unwrap(), usize::from(size));
+        let started = claim_one(&bus, "w").await;
+        assert_eq!(started.id, join, "{size} at once");
+        complete(&bus, &started).await;
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
 async fn one_that_waits_can_be_cancelled_and_outlive_its_time() {
     let (bus, _database) = bus().await;
     let children = sent(&bus, 1).await;

@@ -297,3 +297,68 @@ async fn heartbeats_keep_the_slot_and_count_it_once() {
     assert!(bus.complete(&held[1].fence(), "w", &Completion::default()).await.unwrap());
     assert_eq!(claim(&bus, "other", 9).await.len(), 1);
 }
+
+#[tokio::test]
+async fn slot_of_a_message_that_is_extended_beside_a_completion_stays_taken() {
+    let (bus, _database) = bus().await;
+    bus.set_limit(&ROUTE, &at_most(CountedBy::Route, 2), "test").await.unwrap();
+    bus.enqueue_many(&of("acme", None, 6)).await.unwrap();
+    let held = claim(&bus, "w", 2).await;
+    let mut ending = bus.pool().begin().await.unwrap();
+    assert!(Bus::complete_in(&mut ending, &held[0].fence(), "w", &Completion::default()).await.unwrap());
+    // the claim is locked, so this one gets a lease of its own
+    assert_eq!(bus.extend(&[held[1].fence()], "w", Duration::from_secs(60)).await.unwrap().len(), 1);
+    ending.commit().await.unwrap();
+    let pass = "update bus.claims set lease_until = clock_timestamp() where limited";
+    assert_eq!(sqlx::query(pass).execute(bus.pool()).await.unwrap().rows_affected(), 1);
+    bus.reclaim(10).await.unwrap();
+    assert_eq!(claim(&bus, "other", 5).await.len(), 1, "the other slot is taken");
+    assert!(bus.complete(&held[1].fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(claim(&bus, "other", 5).await.len(), 1);
+}
+
+#[tokio::test]
+async fn tenants_whose_names_hash_alike_have_a_limit_each() {
+    let (bus, _database) = bus().await;
+    let (one, other) = ("team-29776", "team-186634");
+    let alike: bool = sqlx::query_scalar("select hashtext($1) = hashtext($2)")
+        .bind(one)
+        .bind(other)
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+    assert!(alike, "this Postgres hashes otherwise: look for two other names");
+    bus.set_limit(&ROUTE, &at_most(CountedBy::Tenant, 1), "test").await.unwrap();
+    bus.enqueue_many(&of(one, Some("a key counts nothing here"), 2)).await.unwrap();
+    bus.enqueue_many(&of(other, None, 1)).await.unwrap();
+    let mut tenants: Vec<_> = claim(&bus, "w", 10).await.into_iter().map(|claimed| claimed.tenant).collect();
+    tenants.sort_unstable();
+    assert_eq!(tenants, [other, one]);
+}
+
+#[tokio::test]
+async fn tenants_who_may_have_nothing_keep_no_other_from_his_turn() {
+    let (first, database) = bus().await;
+    // a session begins its rounds anywhere: these begin with the least
+    sqlx::query(
+        "do $$ begin
+           execute format('alter database %I set \"bus.turn_%s\" to ''-2147483648''', current_database(),
+                          bus.lane('test/work/0', null) & 9223372036854775807);
+         end $$",
+    )
+    .execute(first.pool())
+    .await
+    .unwrap();
+    let bus = Bus::new(PgPoolOptions::new().max_connections(1).connect(&database.url).await.unwrap());
+    bus.set_limit(&ROUTE, &at_most(CountedBy::Tenant, 0), "test").await.unwrap();
+    let send = "with names as (select 'team-' || n as name from generate_series(1, 4500) as n)
+                insert into public.agent_messages (service, role, tenant, payload)
+                select 'test', 'work', name, '{}' from names order by hashtext(name)";
+    sqlx::query(send).execute(bus.pool()).await.unwrap();
+    let middle = "select tenant from bus.ready order by share offset 2200 limit 1";
+    let free: String = sqlx::query_scalar(middle).fetch_one(bus.pool()).await.unwrap();
+    let limit = Limit { subject: Some(free.clone()), ..at_most(CountedBy::Tenant, 5) };
+    bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
+    assert!(claim(&bus, "w", 1).await.is_empty(), "a claim looks at 2,048");
+    assert_eq!(claim_one(&bus, "w").await.tenant, free);
+}

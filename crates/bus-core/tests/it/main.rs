@@ -17,6 +17,7 @@ mod foreign_workers;
 mod found_by_the_model;
 mod healing;
 mod history;
+mod in_one_order;
 mod joins;
 mod limits;
 mod model;

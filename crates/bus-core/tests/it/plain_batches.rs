@@ -108,6 +108,22 @@ async fn it_passes_triggers_by_only_where_nobody_has_put_others_on_the_table() {
 }
 
 #[tokio::test]
+async fn what_a_trigger_of_a_team_makes_of_a_message_counts() {
+    let (bus, _database) = bus().await;
+    sqlx::raw_sql(
+        "create function public.later() returns trigger language plpgsql as
+           $$ begin new.retry_at := clock_timestamp() + interval '1 hour'; return new; end $$;
+         create trigger later before insert on public.agent_messages for each row execute function public.later()",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    bus.enqueue_many(&numbered(MANY)).await.unwrap();
+    assert!(claim(&bus, "w", 1000).await.is_empty(), "they are for later");
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
 async fn ids_of_other_days_go_to_the_parts_of_their_days() {
     let (bus, _database) = bus().await;
     let ids = [of_day(0, 80), of_day(-2, 40), of_day(1, 40), of_day(-400, 40)].concat();

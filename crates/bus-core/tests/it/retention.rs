@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use cogo_bus_core::{Bus, Completion, Failure};
-use cogo_contracts::NewMessage;
+use cogo_contracts::{NewMessage, TaskStatus};
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 use uuid::{Builder, Uuid};
 
-use crate::support::{ROUTE, bus, claim, claim_one, message};
+use crate::support::{PATIENCE, ROUTE, bus, claim, claim_one, message, until_somebody_waits_for_a_lock};
 
 /// The part of the day before today, and an id of that day for each number.
 struct Yesterday {
@@ -172,4 +172,47 @@ async fn day_that_somebody_reads_goes_the_next_time_and_no_sender_waits_for_that
     }
     assert_eq!(drop_old(&bus).await, 1);
     assert!(!yesterday.stands(&bus).await);
+}
+
+#[tokio::test]
+async fn task_of_which_something_is_just_being_replayed_stays() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    let root = bus.enqueue(&yesterday.message(1)).await.unwrap().id;
+    complete_all(&bus, vec![yesterday.message(2)]).await;
+    let dead = claim_one(&bus, "w").await;
+    let rejected = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&dead.fence(), "w", &rejected).await.unwrap().unwrap();
+    let mut replaying = bus.pool().begin().await.unwrap();
+    sqlx::query("select bus.replay($1)").bind(dead.id).execute(&mut *replaying).await.unwrap();
+    let removed = tokio::time::timeout(PATIENCE, bus.retain(Duration::ZERO, 10)).await;
+    assert_eq!(removed.expect("it waits for the replay").unwrap(), 0);
+    replaying.commit().await.unwrap();
+    assert!(bus.message(root).await.unwrap().is_some());
+    complete_all(&bus, Vec::new()).await;
+    assert_eq!(bus.task(root).await.unwrap().unwrap().status, TaskStatus::Done);
+}
+
+#[tokio::test]
+async fn day_for_which_somebody_has_just_sent_stays_without_a_part() {
+    let (bus, _database) = bus().await;
+    let day_after = "to_char(clock_timestamp() at time zone 'UTC' + interval '4 days', 'YYYYMMDD')";
+    let id = "bus.first_id(clock_timestamp() + interval '4 days')";
+    let send = format!(
+        "insert into public.agent_messages (id, service, role, tenant, payload)
+         values ({id}, 'test', 'work', 'acme', '{{}}')"
+    );
+    let mut sending = bus.pool().begin().await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(send)).execute(&mut *sending).await.unwrap();
+    let making = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { sqlx::query_scalar::<_, i32>("select bus.ensure_partitions(4)").fetch_one(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "ensure_partitions").await;
+    sending.commit().await.unwrap();
+    making.await.unwrap().unwrap();
+    let stands = format!("select to_regclass('bus.messages_' || {day_after}) is not null");
+    let stands: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(stands)).fetch_one(bus.pool()).await.unwrap();
+    assert!(!stands);
+    assert_eq!(claim(&bus, "w", 10).await.len(), 1);
 }

@@ -137,3 +137,22 @@ async fn completion_that_is_under_way_cannot_slip_past_a_new_watcher() {
     transaction.commit().await.unwrap();
     assert_eq!(watching.await.unwrap(), cogo_contracts::TaskStatus::Done);
 }
+
+#[tokio::test]
+async fn completion_that_waited_for_a_new_watcher_tells_him() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let mut hints = Hints::open(&bus).await;
+    let mut watching = bus.pool().begin().await.unwrap();
+    sqlx::query("select bus.watch($1, 'test', 60000)").bind(root).execute(&mut *watching).await.unwrap();
+    let completing = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { bus.complete(&claimed.fence(), "w", &Default::default()).await.unwrap() }
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.complete").await;
+    watching.commit().await.unwrap();
+    assert!(completing.await.unwrap());
+    assert_eq!(hints.next().await, Wake::Task(root));
+    hints.close().await;
+}

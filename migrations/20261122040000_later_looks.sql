@@ -1,0 +1,834 @@
+-- Who ends a message looks once more for those who wait for it, since he may have waited for them himself; and whoever locks
+-- several groups does so in one order, or does not wait for them.
+
+drop function bus.mark_done(uuid[], smallint[], text, jsonb[], text[], text[]);
+
+-- as before, and who waits for the messages is looked for by a statement of its own
+create or replace function bus.record_done(
+  ids uuid[], attempts smallint[], holder text, results jsonb[], result_snippets text[], result_urls text[],
+  out done uuid[], out claim bigint, out last_claim bigint, out version integer, out special boolean, out awaited boolean,
+  out watched boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_nestloop = off
+set enable_mergejoin = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+  in_order uuid[];
+  lowest uuid;
+  highest uuid;
+  its_claim record;
+begin
+  if cardinality(record_done.ids) = 1 then
+    -- as below, for less
+    select c.claim, c.version, c.claimed_at into its_claim from bus.claims c
+     where c.holder = record_done.holder and c.lease_until > (select clock_timestamp())
+       and c.attempts[array_position(c.ids, record_done.ids[1])] = record_done.attempts[1] limit 1;
+    if not found then
+      return;
+    end if;
+    update public.agent_messages as m
+       set status = 'done', attempts = record_done.attempts[1], claimed_by = record_done.holder,
+           claimed_at = its_claim.claimed_at, done_at = clock_timestamp(), lease_until = null, retry_at = null, error = null,
+           result = record_done.results[1], result_snippet = left(record_done.result_snippets[1], 400),
+           result_url = record_done.result_urls[1]
+     where m.id = record_done.ids[1]
+       and ((m.status = 'queued' and m.attempts = record_done.attempts[1] - 1)
+            or (m.status = 'claimed' and m.attempts = record_done.attempts[1] and m.claimed_by = record_done.holder))
+    returning array[m.id], its_claim.claim, its_claim.claim, its_claim.version,
+              m.root_id <> m.id or m.group_key is not null or m.payload ? '__assignment'
+      into done, claim, last_claim, version, special;
+    -- Who began to await or to watch it had its row until he committed, and the statement above may have begun before.
+    select exists (select from bus.awaited), exists (select from bus.watchers) into awaited, watched;
+    return;
+  end if;
+  -- whose days these are is known before the statement begins: other parts are left out of it
+  in_order := array(select i from unnest(record_done.ids) as i order by i);
+  lowest := in_order[1];
+  highest := in_order[cardinality(in_order)];
+  -- A whole claim, named as it stands there, needs no join with it. Where the holder has another of the same moment, an
+  -- extension has split one or given a part a second lease, and a message is counted off the older of the two.
+  if in_order = record_done.ids and bus.stand_close(lowest, highest, cardinality(in_order)) then
+    select c.claim, c.version, c.claimed_at into its_claim from bus.claims c
+     where c.holder = record_done.holder and c.lease_until > (select clock_timestamp())
+       and c.ids = record_done.ids and c.attempts = record_done.attempts
+       and not exists (select from bus.claims o
+                        where o.holder = record_done.holder and o.claimed_at = c.claimed_at and o.claim <> c.claim)
+     limit 1;
+    if found then
+      with marked as (
+        update public.agent_messages as m
+           set status = 'done', attempts = g.attempt, claimed_by = record_done.holder, claimed_at = its_claim.claimed_at,
+               done_at = clock_timestamp(), lease_until = null, retry_at = null, error = null,
+               result = record_done.results[g.place], result_snippet = left(record_done.result_snippets[g.place], 400),
+               result_url = record_done.result_urls[g.place]
+          from unnest(record_done.ids, record_done.attempts) with ordinality as g (id, attempt, place)
+         -- one look from the lowest to the highest
+         where m.id between lowest and highest and m.id = g.id
+           and ((m.status = 'queued' and m.attempts = g.attempt - 1)
+                or (m.status = 'claimed' and m.attempts = g.attempt and m.claimed_by = record_done.holder))
+        returning m.id, m.root_id <> m.id or m.group_key is not null or m.payload ? '__assignment' as special
+      )
+      select array_agg(d.id), its_claim.claim, its_claim.claim, its_claim.version, bool_or(d.special)
+        into done, claim, last_claim, version, special
+        from marked d;
+      select exists (select from bus.awaited), exists (select from bus.watchers) into awaited, watched;
+      return;
+    end if;
+  end if;
+  -- the lease is read first; should it pass and be reclaimed meanwhile, the row is of another attempt by then. Results do
+  -- not go through the joins: they are taken from their arrays by place.
+  with given as materialized (
+    select h.claim, h.version, h.claimed_at, g.id, g.attempt, g.place
+      from unnest(record_done.ids, record_done.attempts) with ordinality as g (id, attempt, place)
+      join (select c.claim, c.version, c.claimed_at, unnest(c.ids) as id, unnest(c.attempts) as attempt
+              from bus.claims c
+             where c.holder = record_done.holder and c.lease_until > (select clock_timestamp())) as h
+        on h.id = g.id and h.attempt = g.attempt
+     -- whichever side of the next join is hashed: two who end the same ones must not wait for each other
+     order by g.id
+  ), marked as (
+    update public.agent_messages as m
+       set status = 'done', attempts = g.attempt, claimed_by = record_done.holder, claimed_at = g.claimed_at,
+           done_at = clock_timestamp(), lease_until = null, retry_at = null, error = null,
+           result = record_done.results[g.place], result_snippet = left(record_done.result_snippets[g.place], 400),
+           result_url = record_done.result_urls[g.place]
+      from given g
+     where m.id = any (record_done.ids) and m.id between lowest and highest and m.id = g.id
+       and ((m.status = 'queued' and m.attempts = g.attempt - 1)
+            or (m.status = 'claimed' and m.attempts = g.attempt and m.claimed_by = record_done.holder))
+    returning m.id, g.claim, g.version, m.root_id <> m.id or m.group_key is not null or m.payload ? '__assignment' as special
+  )
+  select array_agg(d.id), min(d.claim), max(d.claim), max(d.version), bool_or(d.special)
+    into done, claim, last_claim, version, special
+    from marked d;
+  select exists (select from bus.awaited), exists (select from bus.watchers) into awaited, watched;
+end
+$$;
+
+-- the groups that are left or gone on in when these end, in the order in which senders lock them
+create function bus.lock_groups(messages uuid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform bus.lock_group(g.lane, g.tenant, g.group_key)
+     from (select distinct g.lane, g.tenant, g.group_key from bus.groups g
+            where g.id = any (lock_groups.messages)
+               or g.id in (select a.id from bus.awaited a where a.on_id = any (lock_groups.messages))
+            order by 1, 2, 3) as g;
+end
+$$;
+
+-- the same groups of one message, without waiting; for those who do not know beforehand which they will need (locks as
+-- bus.lock_group)
+create function bus.try_groups(message uuid) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  free boolean;
+begin
+  select bool_and(pg_try_advisory_xact_lock(hashtextextended(g.tenant || chr(10) || g.group_key, g.lane))) into free
+    from bus.groups g
+   where g.id = try_groups.message or g.id in (select a.id from bus.awaited a where a.on_id = try_groups.message);
+  return free is not false;
+end
+$$;
+
+-- the rows of messages that end, and then the groups of these and of what is sent with their ends
+create function bus.lock_ends(ids uuid[], follow_ups jsonb[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+  perform from public.agent_messages m where m.id = any (lock_ends.ids) order by m.id for no key update;
+  perform bus.lock_group(g.lane, g.tenant, g.group_key)
+     from (select g.lane, g.tenant, g.group_key from bus.groups g
+            where g.id = any (lock_ends.ids) or g.id in (select a.id from bus.awaited a where a.on_id = any (lock_ends.ids))
+           union
+           select hashtextextended((f ->> 'service') || '/' || (f ->> 'role') || '/' || coalesce(f ->> 'shard', '0'), 0),
+                  coalesce(f ->> 'tenant', m.tenant), f ->> 'group_key'
+             from unnest(lock_ends.ids, lock_ends.follow_ups) as e (id, follow_ups)
+             join public.agent_messages m on m.id = e.id
+            cross join lateral jsonb_array_elements(e.follow_ups) as f
+            where f ->> 'group_key' is not null
+            order by 1, 2, 3) as g;
+end
+$$;
+
+-- as before
+create or replace function bus.after_end(ids uuid[], grouped uuid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  one uuid;
+  awaited constant boolean := exists (select from bus.awaited);
+begin
+  if awaited or grouped is not null then
+    perform bus.lock_groups(after_end.ids);
+  end if;
+  if awaited then
+    perform bus.count_down(after_end.ids);
+  end if;
+  foreach one in array coalesce(after_end.grouped, '{}') loop
+    perform bus.leave_group(one);
+  end loop;
+end
+$$;
+
+create or replace function bus.count_down(ended uuid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  complete uuid[];
+begin
+  -- rows before joins, as who cancels takes them
+  perform from public.agent_messages m
+    where m.id = any (array(select a.id from bus.awaited a where a.on_id = any (count_down.ended)))
+    order by m.id for no key update;
+  with gone as (
+    delete from bus.awaited a where a.on_id = any (count_down.ended) returning a.id
+  ), counted as (
+    select g.id, count(*) as ended from gone g group by g.id order by g.id
+  ), locked as materialized (
+    select j.id, counted.ended from bus.joins j join counted using (id) order by j.id for update of j
+  ), down as (
+    update bus.joins j set missing = j.missing - locked.ended from locked where j.id = locked.id
+    returning j.id, j.missing
+  )
+  select array_agg(d.id) into complete from down d where d.missing = 0;
+  if complete is not null then
+    delete from bus.joins j where j.id = any (complete);
+    update public.agent_messages m set awaiting = false where m.id = any (complete) and m.status = 'queued';
+    -- one that stands behind others of its group goes on waiting there; who ends those has the lock until the commit
+    perform bus.lock_group(g.lane, g.tenant, g.group_key)
+       from (select distinct g.lane, g.tenant, g.group_key from bus.groups g where g.id = any (complete)
+              order by 1, 2, 3) as g;
+    perform bus.place(array(
+      select c from unnest(complete) as c
+       where not exists (select from bus.groups g join bus.groups e using (lane, tenant, group_key)
+                          where g.id = c and e.position < g.position)));
+  end if;
+end
+$$;
+
+-- as before, all rows first, and then all groups
+create or replace function bus.cancel(task uuid) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  m public.agent_messages;
+  held record;
+  cancelled integer := 0;
+  before integer;
+  open uuid[];
+begin
+  loop
+    before := cancelled;
+    open := array(
+      select o.id
+        from (select t.id from public.agent_messages t
+               where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed')
+               order by t.id for update) as o);
+    perform bus.lock_groups(open);
+    for m in select t.* from public.agent_messages t where t.id = any (open) order by t.id loop
+      select c.holder, c.claim, c.version, c.claimed_at, c.attempts[array_position(c.ids, m.id)] as attempt into held
+        from bus.claims c
+       where m.id = any (c.ids)
+         and c.attempts[array_position(c.ids, m.id)] = m.attempts + (m.status = 'queued')::integer
+         and (m.status = 'queued' or c.holder = m.claimed_by);
+      update public.agent_messages as t
+         set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null,
+             attempts = coalesce(held.attempt, t.attempts), claimed_by = coalesce(held.holder, t.claimed_by),
+             claimed_at = coalesce(held.claimed_at, t.claimed_at)
+       where t.id = m.id;
+      if held.claim is not null then
+        perform bus.let_go(held.holder, array[held.claim], array[held.version], array[m.id], array[held.attempt]);
+        insert into bus.attempts (id, attempt, holder, started_at, outcome)
+        values (m.id, held.attempt, held.holder, held.claimed_at, 'cancelled') on conflict do nothing;
+      else
+        perform bus.unplace(m);
+      end if;
+      delete from bus.joins j where j.id = m.id;
+      perform bus.after_end(array[m.id], case when m.group_key is not null then array[m.id] end);
+      perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', case when held.claim is null then m.status else 'claimed' end));
+      perform pg_notify('bus_cancel', m.id::text);
+      cancelled := cancelled + 1;
+    end loop;
+    -- a completion that was under way may have sent children meanwhile; the next look sees them
+    exit when before = cancelled and not exists (
+      select from public.agent_messages t
+       where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed'));
+  end loop;
+  perform bus.announce_tasks(array[task]);
+  return cancelled;
+end
+$$;
+
+-- as before; it waits for no group, and an extension beside a locked claim keeps its place in the limits
+create or replace function bus.take_back(
+  holder_of text, claim_of bigint, outcome text, reason text, actor text, max_rows integer, out settled integer,
+  out left_over boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  m record;
+begin
+  settled := 0;
+  left_over := false;
+  for m in
+    -- one that is just being completed is left for the next time, with its claim
+    select t.id, h.attempt, c.claimed_at, c.route
+      from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+      join public.agent_messages t on t.id = h.id
+     where c.holder = holder_of and c.claim = claim_of
+       and ((t.status = 'queued' and t.attempts = h.attempt - 1)
+            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt)
+     order by t.id limit max_rows for update of t skip locked
+  loop
+    -- the same by what is true now that the row is locked: an extension may have come through while it was waited for
+    continue when outcome = 'lease_expired' and exists (
+      select from bus.claims l
+       where l.holder = holder_of and l.claim <> claim_of and l.lease_until > clock_timestamp() and m.id = any (l.ids)
+         and l.attempts[array_position(l.ids, m.id)] = m.attempt);
+    -- one of a group that somebody has just locked as well
+    continue when not bus.try_groups(m.id);
+    perform bus.record_event(outcome, t, actor, jsonb_build_object('holder', holder_of, 'attempt', m.attempt))
+       from public.agent_messages t where t.id = m.id and outcome = 'lease_expired';
+    if bus.settle_failure(m.id, m.attempt, outcome, holder_of, reason, true, null, actor, m.claimed_at) is not null then
+      settled := settled + 1;
+    end if;
+  end loop;
+  left_over := exists (
+    select from bus.claims c, unnest(c.ids, c.attempts) as h (id, attempt)
+      join public.agent_messages t on t.id = h.id
+     where c.holder = holder_of and c.claim = claim_of
+       and ((t.status = 'queued' and t.attempts = h.attempt - 1)
+            or (t.status = 'claimed' and t.attempts = h.attempt and t.claimed_by = holder_of))
+       -- an extension that could not wait for this claim gave it a later lease
+       and not exists (select from bus.claims l
+                        where outcome = 'lease_expired' and l.holder = holder_of and l.claim <> claim_of
+                          and l.lease_until > clock_timestamp() and h.id = any (l.ids)
+                          and l.attempts[array_position(l.ids, h.id)] = h.attempt));
+  -- limits go on counting what has a later lease; where that claim is locked, this one stays
+  with later as materialized (
+    select l.claim, c.tenant, c.limit_key
+      from bus.claims c
+      join bus.claims l on l.holder = c.holder and l.claim <> c.claim and not l.limited and l.ids && c.ids
+     where c.holder = holder_of and c.claim = claim_of and c.limited and not left_over
+       for update of l skip locked
+  )
+  update bus.claims l set limited = true, tenant = later.tenant, limit_key = later.limit_key
+    from later where l.holder = holder_of and l.claim = later.claim;
+  left_over := left_over or exists (
+    select from bus.claims c
+      join bus.claims l on l.holder = c.holder and l.claim <> c.claim and not l.limited and l.ids && c.ids
+     where c.holder = holder_of and c.claim = claim_of and c.limited);
+  if not left_over then
+    delete from bus.claims c where c.holder = holder_of and c.claim = claim_of;
+  end if;
+end
+$$;
+
+create or replace function bus.expire(max_rows integer default 200) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  m public.agent_messages;
+  over uuid[];
+  ended uuid[] := '{}';
+begin
+  with over as (
+    delete from bus.expiring e
+     using (select x.at, x.id from bus.expiring x where x.at <= (select clock_timestamp())
+             order by x.at, x.id limit max_rows for update skip locked) as o
+     where e.at = o.at and e.id = o.id
+    returning e.id)
+  select array_agg(o.id) into over from over o;
+  if over is null then
+    return 0;
+  end if;
+  -- what somebody holds goes on; should it fail, there is no other attempt
+  for m in
+    select t.* from public.agent_messages t
+     where t.id = any (over) and t.status = 'queued'
+       and not exists (select from bus.claims c where t.id = any (c.ids) and c.attempts[array_position(c.ids, t.id)] = t.attempts + 1)
+     order by t.id for update of t skip locked
+  loop
+    continue when not bus.try_groups(m.id);
+    perform bus.unplace(m);
+    delete from bus.joins j where j.id = m.id;
+    if bus.settle_failure(m.id, m.attempts, 'failed', null,
+         'time to live passed ' || coalesce('before another attempt, last error: ' || m.error, 'before it was started'),
+         false, null, 'bus.expire') is not null then
+      ended := ended || m.id;
+    end if;
+  end loop;
+  -- every claim may come by here, so it waits for nobody: what somebody has locked is looked at the next time
+  insert into bus.expiring (at, id)
+  select t.expires_at, t.id from public.agent_messages t
+   where t.id = any (over) and t.id <> all (ended) and t.status = 'queued'
+     and not exists (select from bus.claims c where t.id = any (c.ids) and c.attempts[array_position(c.ids, t.id)] = t.attempts + 1);
+  return cardinality(ended);
+end
+$$;
+
+-- as before, with all groups first
+create or replace function bus.complete(
+  id uuid, holder text, attempt smallint, result jsonb default null, result_snippet text default null,
+  result_url text default null, follow_ups jsonb default '[]')
+returns boolean
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if complete.follow_ups @? '$[*].group_key' then
+    perform bus.lock_ends(array[complete.id], array[complete.follow_ups]);
+  end if;
+  perform from bus.complete_many(array[complete.id], array[complete.attempt], complete.holder, array[complete.result],
+                                 array[complete.result_snippet], array[complete.result_url]);
+  if not found then
+    return false;
+  end if;
+  if jsonb_array_length(complete.follow_ups) > 0 then
+    perform bus.enqueue_many((
+      select jsonb_agg(jsonb_build_object('tenant', m.tenant) || f || jsonb_build_object('parent_id', m.id))
+        from public.agent_messages m, jsonb_array_elements(complete.follow_ups) as f
+       where m.id = complete.id));
+  end if;
+  return true;
+end
+$$;
+
+create or replace function bus.settle_together(holder text, ended jsonb)
+returns table (id uuid, status text)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  kind record;
+  done uuid[];
+begin
+  for kind in
+    select r.outcome, array_agg(r.id) as ids, array_agg(r.attempt) as attempts, array_agg(r.ending) as endings
+      from bus.read_endings(settle_together.ended) as r group by r.outcome order by r.outcome
+  loop
+    case kind.outcome
+      when 'done' then
+        perform bus.lock_ends(kind.ids, array(select coalesce(nullif(e -> 'follow_ups', 'null'), '[]')
+                                                from unnest(kind.endings) as e))
+          where exists (select from unnest(kind.endings) as e where e @? '$.follow_ups[*].group_key');
+        -- without a snippet of its own, lists show how the result begins
+        done := array(select c.id from bus.complete_many(
+          kind.ids, kind.attempts, settle_together.holder, array(select e -> 'result' from unnest(kind.endings) as e),
+          array(select coalesce(e ->> 'snippet', left((e -> 'result')::text, 400)) from unnest(kind.endings) as e),
+          array(select e ->> 'url' from unnest(kind.endings) as e)) as c);
+        perform bus.send_follow_ups(array_agg(e.id), array_agg(e.ending))
+           from unnest(kind.ids, kind.endings) as e (id, ending) where e.id = any (done) having count(*) > 0;
+        return query select d, 'done' from unnest(done) as d;
+      when 'failed' then
+        -- what the database refused as it stands, no other attempt could do better
+        return query
+        select f.id, f.status from bus.fail_many(
+          kind.ids, kind.attempts, settle_together.holder, array(select e ->> 'error' from unnest(kind.endings) as e),
+          array(select coalesce((e ->> 'retriable')::boolean, e ->> 'code' !~ '^(22|23514)', true)
+                  from unnest(kind.endings) as e),
+          array(select (e ->> 'retry_ms')::bigint from unnest(kind.endings) as e)) as f;
+      else
+        return query
+        select e.id, 'queued' from unnest(kind.ids, kind.attempts, kind.endings) as e (id, attempt, ending)
+         where bus.defer(array[e.id], array[e.attempt], settle_together.holder, (e.ending ->> 'defer_ms')::bigint,
+                         e.ending ->> 'error') = 1;
+    end case;
+  end loop;
+end
+$$;
+
+-- as before, but for triggers of rows
+create or replace function bus.enqueue_payloads(
+  service text, role text, tenant text, payloads jsonb[], headers jsonb[] default null, shard integer default 0,
+  ids uuid[] default null)
+returns uuid[]
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_variable
+declare
+  its_route constant text := service || '/' || role || '/' || shard;
+  moment constant timestamptz := clock_timestamp();
+  today constant date := (moment at time zone 'UTC')::date;
+  part constant regclass := to_regclass('bus.messages_' || to_char(today, 'YYYYMMDD'));
+  -- as bus.first_id, of which two calls take as long as twenty messages
+  first constant uuid := (lpad(to_hex((today - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid;
+  past constant uuid := (lpad(to_hex((today + 1 - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid;
+  given constant text := '(select unnest($5) as id, unnest($6) as payload, unnest($7) as headers) as g';
+  -- all that bus.after_insert asks of such a message, and the bounds of the part. What does not fit is inserted below as
+  -- ever, so that only a rule which becomes stricter there must become so here.
+  fits constant text :=
+    'g.id >= $8 and g.id < $9 and jsonb_typeof(g.payload) = ''object'' and pg_column_size(g.payload) <= 1048576
+     and (g.headers is null or jsonb_typeof(g.headers) = ''object'' and pg_column_size(g.headers) <= 16384)';
+  made uuid[];
+  settings record;
+  stored bigint := 0;
+begin
+  if ids is null then
+    made := array(select bus.uuid_v7() from generate_series(1, cardinality(payloads)));
+    ids := made;
+  elsif array_ndims(ids) <> 1 or array_lower(ids, 1) <> 1 then
+    -- pieces are cut from it by place
+    ids := array(select unnest(ids));
+  end if;
+  select r.aging_ms, r.draining is not true and shard between 0 and 65535 and part is not null
+         -- a trigger that somebody put there (4: upon insert) sees the statements, and what it makes of a row counts
+         and not exists (select from pg_trigger t
+                          where t.tgrelid in ('public.agent_messages'::regclass, part) and t.tgtype & 4 = 4
+                            and t.tgname not in ('before_insert', 'after_insert')) as plain
+    into settings
+    from (select) as one
+    left join bus.routes r on r.lane = hashtextextended(its_route, 0);
+  if settings.plain then
+    execute format(
+      'insert into %s (id, root_id, service, role, shard, tenant, payload, headers)
+       select g.id, g.id, $1, $2, $3, $4, g.payload, coalesce(g.headers, ''{}'') from %s where %s', part, given, fits)
+      using service, role, shard, tenant, ids, payloads, headers, first, past;
+    get diagnostics stored = row_count;
+  end if;
+  if stored < greatest(cardinality(ids), cardinality(payloads), cardinality(headers)) then
+    -- the rest goes the way of every insert, which knows all rules and days
+    execute format(
+      'insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload, headers)
+       select g.id, g.id, $1, $2, $3, $4, g.payload, coalesce(g.headers, ''{}'') from %s where (%s) is not true or $10 = 0',
+      given, fits)
+      using service, role, shard, tenant, ids, payloads, headers, first, past, stored;
+    execute format('select case when $10 > 0 then array(select g.id from %s where %s) end', given, fits)
+       into ids using service, role, shard, tenant, ids, payloads, headers, first, past, stored;
+  end if;
+  insert into bus.ready (lane, share, due, attempt, route, tenant, ids)
+  select hashtextextended(its_route, 0), hashtext(tenant),
+         (date_part('epoch', moment) * 1000000)::bigint + 100 * 1000::bigint * coalesce(settings.aging_ms, 10000),
+         1, its_route, tenant, ids[place:place + 99]
+    from generate_series(1, cardinality(ids), 100) as place;
+  return made;
+end
+$$;
+
+-- as before, and with an empty key of any key: two tenants can have one share, and a limit is one tenant's
+create or replace function bus.take_share(
+  lane bigint, share integer, want integer, inout ids uuid[], inout attempts smallint[], of_tenant text default null,
+  of_key text default null)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  chunk record;
+  first_due bigint;
+  last_due bigint;
+  chunks bigint[];
+  missing integer := want;
+  -- most chunks are full; where they are not, the next round takes as many as the last one showed to be needed
+  rows_wanted integer := greatest(1, (want + 99) / 100);
+  got integer;
+  seen integer;
+begin
+  loop
+    got := 0;
+    seen := 0;
+    first_due := null;
+    chunks := '{}';
+    for chunk in
+      select r.due, r.chunk, r.attempt, r.ids, cardinality(r.ids) as size from bus.ready r
+       where r.lane = take_share.lane and r.share = take_share.share
+         and (of_tenant is null or (r.tenant = of_tenant and (of_key = '' or r.limit_key is not distinct from of_key)))
+       order by r.due, r.chunk limit rows_wanted for update skip locked
+    loop
+      seen := seen + 1;
+      if chunk.size <= missing then
+        first_due := coalesce(first_due, chunk.due);
+        last_due := chunk.due;
+        chunks := chunks || chunk.chunk;
+      else
+        update bus.ready r set ids = chunk.ids[missing + 1:]
+         where r.lane = take_share.lane and r.share = take_share.share and r.due = chunk.due and r.chunk = chunk.chunk;
+        chunk.ids := chunk.ids[:missing];
+        chunk.size := missing;
+      end if;
+      ids := ids || chunk.ids;
+      attempts := attempts || array_fill(chunk.attempt, array[chunk.size]);
+      missing := missing - chunk.size;
+      got := got + chunk.size;
+      exit when missing = 0;
+    end loop;
+    if cardinality(chunks) > 0 then
+      delete from bus.ready r
+       where r.lane = take_share.lane and r.share = take_share.share and r.due between first_due and last_due
+         and r.chunk = any (chunks);
+    end if;
+    exit when missing = 0 or seen < rows_wanted;
+    rows_wanted := greatest(1, (missing * seen + got - 1) / got);
+  end loop;
+end
+$$;
+
+create or replace function bus.take_limited(
+  settings bus.routes, direct bigint, holder text, want integer, lease_ms bigint, out ids uuid[], out attempts smallint[],
+  out claims bigint[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  its_route constant text := settings.service || '/' || settings.role || '/' || settings.shard;
+  turn integer := bus.turn(settings.lane);
+  -- whoever was looked at and given nothing keeps his turn: else the same tenants would always be first
+  served integer := turn;
+  shares integer[];
+  from_lane bigint;
+  part integer;
+  head record;
+  allowed integer;
+  got record;
+  one_claim bigint;
+  before integer;
+  round integer := 0;
+begin
+  ids := '{}';
+  attempts := '{}';
+  claims := '{}';
+  -- who counts and takes on a limited route does so alone until the commit
+  perform pg_advisory_xact_lock(settings.lane);
+  foreach from_lane in array case when direct = settings.lane then array[direct] else array[direct, settings.lane] end loop
+    loop
+      before := cardinality(ids);
+      -- more shares than are wanted, as limits may close some of them
+      shares := bus.shares_after(from_lane, turn, 256);
+      for i in 1..cardinality(shares) loop
+        exit when cardinality(ids) >= want;
+        part := ceil((want - cardinality(ids))::numeric / (cardinality(shares) - i + 1));
+        turn := shares[i];
+        -- one tenant, and one key where keys are limited; more only of what was sent before the limit was set
+        for head in
+          select distinct r.tenant, case when settings.keyed then r.limit_key end as limit_key
+            from bus.ready r where r.lane = from_lane and r.share = shares[i] order by 1, 2 limit 64
+        loop
+          allowed := bus.allowance(settings.lane, head.tenant, head.limit_key, part);
+          continue when allowed <= 0;
+          select t.ids, t.attempts into got
+            from bus.take_share(from_lane, shares[i], allowed, '{}', '{}',
+                                head.tenant,
+                                case when settings.keyed then head.limit_key else '' end) as t;
+          continue when cardinality(got.ids) = 0;
+          insert into bus.claims as c (holder, lane, route, tenant, limit_key, limited, lease_until, remaining, ids, attempts)
+          values (take_limited.holder, settings.lane, its_route, head.tenant, head.limit_key, true,
+                  clock_timestamp() + take_limited.lease_ms * interval '1 millisecond', cardinality(got.ids), got.ids,
+                  got.attempts)
+          returning c.claim into one_claim;
+          update bus.buckets b set tokens = b.tokens - cardinality(got.ids)
+           where b.lane = settings.lane
+             and (b.counted_by = 'route' or (b.counted_by = 'tenant' and b.subject = head.tenant)
+                  or (b.counted_by = 'key' and b.subject = head.tenant || '/' || head.limit_key));
+          ids := ids || got.ids;
+          attempts := attempts || got.attempts;
+          claims := claims || one_claim;
+          served := shares[i];
+          part := part - cardinality(got.ids);
+          exit when part <= 0;
+        end loop;
+      end loop;
+      round := case when cardinality(ids) = before then round + 1 else 0 end;
+      exit when cardinality(ids) >= want or cardinality(shares) < 256 and round > 0 or round = 8;
+    end loop;
+  end loop;
+  -- where all who were looked at may have nothing, the others come next
+  perform bus.remember_turn(settings.lane, case when cardinality(ids) = 0 then turn else served end);
+end
+$$;
+
+create or replace function bus.drop_unclaimable(holder text, claims bigint[], moment timestamptz) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  h record;
+begin
+  for h in
+    select c.claim, c.version, u.id, u.attempt, m.status, m.attempts, m.expires_at
+      from bus.claims c, unnest(c.ids, c.attempts) as u (id, attempt)
+      left join public.agent_messages m on m.id = u.id
+     where c.holder = drop_unclaimable.holder and c.claim = any (claims)
+       and ((m.status = 'claimed' and m.attempts = u.attempt)
+            or (m.status = 'queued' and m.attempts = u.attempt - 1 and (m.expires_at is null or m.expires_at > moment))) is not true
+     order by u.id
+  loop
+    -- a sender that has its group locked may wait for what this claim has; its lease ends, and then it is a dead letter
+    continue when h.status = 'queued' and h.attempts = h.attempt - 1 and not bus.try_groups(h.id);
+    perform bus.settle_failure(h.id, h.attempts, 'failed', null, 'time to live passed before it was started', false, null, 'bus.claim')
+      where h.status = 'queued' and h.attempts = h.attempt - 1;
+    perform bus.let_go(drop_unclaimable.holder, array[h.claim], array[h.version], array[h.id], array[h.attempt]);
+  end loop;
+end
+$$;
+
+-- as before, also while somebody sends for a day that has no part yet
+create or replace function bus.ensure_partitions(days_ahead integer default 3) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+set lock_timeout = '2s'
+as $$
+declare
+  day date;
+  part text;
+  made integer := 0;
+begin
+  for day in select generate_series((clock_timestamp() at time zone 'UTC')::date - 1,
+                                    (clock_timestamp() at time zone 'UTC')::date + days_ahead, interval '1 day')::date loop
+    part := 'messages_' || to_char(day, 'YYYYMMDD');
+    continue when to_regclass('bus.' || part) is not null;
+    -- what came before the day had its part stays where it is, and the day with it
+    continue when exists (
+      select from bus.messages_other o
+       where o.id >= bus.first_id(day::timestamp at time zone 'UTC')
+         and o.id < bus.first_id((day + 1)::timestamp at time zone 'UTC'));
+    begin
+      execute format(
+        'create table bus.%I partition of public.agent_messages for values from (%L) to (%L)
+           with (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 0)', part,
+        bus.first_id(day::timestamp at time zone 'UTC'), bus.first_id((day + 1)::timestamp at time zone 'UTC'));
+    exception when check_violation then
+      -- somebody has sent for this day just now
+      continue;
+    end;
+    execute format('alter table bus.%I enable row level security', part);
+    execute format('revoke all on bus.%I from public, anon, authenticated, service_role', part);
+    execute format('comment on table bus.%I is %L', part, 'Messages of one day by their ids; dropped as a whole by bus.retain.');
+    made := made + 1;
+  end loop;
+  return made;
+end
+$$;
+
+create or replace function bus.replay_after(dead_letter uuid, delay_ms bigint) returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  m public.agent_messages;
+  fresh uuid := bus.uuid_v7();
+begin
+  -- a task that is just being removed is gone, and one of which something is replayed is not removed
+  perform from public.agent_messages r
+    where r.id = (select t.root_id from public.agent_messages t where t.id = dead_letter) for key share;
+  select t.* into m from public.agent_messages t where t.id = dead_letter for update;
+  if not found then
+    raise exception 'Message % does not exist', dead_letter using errcode = 'no_data_found';
+  end if;
+  if m.status <> 'failed' then
+    raise exception 'Message % is %, only a failed one can be replayed', dead_letter, m.status
+      using errcode = 'object_not_in_prerequisite_state';
+  end if;
+  if exists (select from public.agent_messages r
+              where r.root_id = m.root_id and r.root_id <> r.id and r.replay_of = dead_letter
+                and r.status in ('queued', 'claimed', 'done')) then
+    raise exception 'Message % has been replayed already', dead_letter
+      using errcode = 'object_not_in_prerequisite_state';
+  end if;
+  -- no parent: the deadline of the task may long be over, and a replay starts afresh
+  insert into public.agent_messages
+         (id, service, role, shard, tenant, payload, priority, max_attempts, retry_at, root_id, replay_of, reply_to,
+          group_key, limit_key, target_instance, headers)
+  values (fresh, m.service, m.role, m.shard, m.tenant, m.payload, m.priority, m.max_attempts,
+          clock_timestamp() + nullif(delay_ms, 0) * interval '1 millisecond', m.root_id, m.id,
+          m.reply_to, m.group_key, m.limit_key, m.target_instance, m.headers);
+  perform bus.record_event('message_replayed', m, 'bus.replay', jsonb_build_object('replay', fresh));
+  return fresh;
+end
+$$;
+
+create or replace function bus.retain(keep interval, max_tasks integer default 1000) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  cutoff timestamptz := clock_timestamp() - keep;
+  removed integer;
+  rest integer;
+  old uuid[];
+begin
+  begin
+    perform bus.ensure_partitions();
+  exception when lock_not_available then
+    null;
+  end;
+  removed := bus.drop_old_partitions(cutoff);
+  -- what is left of parts that cannot go yet, and of ids that are not time-ordered
+  old := array(
+    select r.id from public.agent_messages r
+     where (r.id < bus.first_id(cutoff) or r.tableoid = 'bus.messages_other'::regclass)
+       and r.root_id = r.id and r.done_at < cutoff
+       and not exists (select from public.agent_messages s
+                        where s.root_id = r.id and s.root_id <> s.id and (s.done_at is null or s.done_at >= cutoff))
+     order by r.id limit max_tasks for update skip locked);
+  -- looked at once more, since a replay may have been committed before its task was locked
+  with gone as (
+    delete from public.agent_messages t using unnest(old) as o (id)
+     where (t.id = o.id or (t.root_id = o.id and t.root_id <> t.id)) and t.done_at < cutoff
+       and not exists (select from public.agent_messages s
+                        where s.root_id = o.id and s.root_id <> s.id and (s.done_at is null or s.done_at >= cutoff))
+    returning t.id)
+  select count(*) into rest from gone;
+  delete from bus.keys k where k.until < (select clock_timestamp());
+  delete from bus.dead_letters d
+   where d.failed_at < cutoff and not exists (select from public.agent_messages m where m.id = d.id);
+  delete from bus.attempts a where a.ended_at < cutoff and not exists (select from public.agent_messages m where m.id = a.id);
+  delete from bus.watchers w where w.until < (select clock_timestamp());
+  delete from bus.buckets b where b.at < (select clock_timestamp() - interval '7 days');
+  return removed + rest;
+end
+$$;
+
+revoke all on function bus.lock_groups(uuid[]) from public, anon, authenticated;
+revoke all on function bus.try_groups(uuid) from public, anon, authenticated;
+revoke all on function bus.lock_ends(uuid[], jsonb[]) from public, anon, authenticated;
