@@ -38,16 +38,16 @@ impl<H: Handler> Worker<H> {
     }
 
     /// Lets most of many hands end what was just claimed, as long as they are quick about it: a large claim costs the
-    /// database less than its parts.
+    /// database less than its parts. With more hands than a claim has messages, the others work meanwhile.
     pub(crate) async fn gather_a_crowd(&self) {
         let most = usize::from(self.throttle.most(self.pace.concurrency));
         if most < CROWD {
             return;
         }
-        let hands = &self.attempts.hands;
+        let (hands, few) = (&self.attempts.hands, few(most));
         loop {
             let before = hands.busy();
-            let is_free = timeout(GATHER, hands.at_most(most / 16)).await.is_ok();
+            let is_free = timeout(GATHER, hands.at_most(few)).await.is_ok();
             if is_free || before < hands.busy() + QUICK {
                 return;
             }
@@ -70,6 +70,11 @@ impl<H: Handler> Worker<H> {
     }
 }
 
+/// With no more hands at work than these a claim is as large as it can be, or takes in all but the slowest hands.
+fn few(hands: usize) -> usize {
+    (hands / 16).max(hands.saturating_sub(usize::from(MOST)))
+}
+
 /// One message for each free hand, unless as many as there are hands wait to be recorded. Then that comes first, and a claim
 /// only once it can be large: a small one would end as a small batch, and leave room for a small claim again.
 fn room(hands: usize, busy: usize, held: usize) -> usize {
@@ -80,7 +85,14 @@ fn room(hands: usize, busy: usize, held: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::room;
+    use super::{few, room};
+
+    #[test]
+    fn hands_beyond_a_claim_work_while_it_is_made() {
+        assert_eq!(few(320), 20);
+        assert_eq!(few(1000), 62);
+        assert_eq!(few(2500), 1500);
+    }
 
     #[test]
     fn each_free_hand_has_a_message_while_ends_are_recorded_as_they_come() {

@@ -13,7 +13,7 @@ const POLL_MS: RangeInclusive<u64> = 10..=3_600_000;
 /// A lease is extended three times in its length, so a second is the least that survives a slow answer.
 const LEASE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 const STATEMENT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=1_000;
+pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=5_000;
 const GRACE_MS: RangeInclusive<u64> = 0..=600_000;
 const CHILD_ABSENCE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 /// One connection listens for hints, so two are the least with which anything is done.
@@ -118,7 +118,7 @@ mod tests {
             ("BUS_POLL_MS", "3600001", "bus_poll_ms"),
             ("RECLAIM_AFTER_MS", "999", "reclaim_after_ms"),
             ("COGO_CONCURRENCY", "0", "concurrency"),
-            ("COGO_CONCURRENCY", "1001", "concurrency"),
+            ("COGO_CONCURRENCY", "5001", "concurrency"),
             ("COGO_GRACE_MS", "600001", "grace_ms"),
             ("COGO_MAX_CONNECTIONS", "1", "max_connections"),
             ("COGO_MAX_CONNECTIONS", "501", "max_connections"),

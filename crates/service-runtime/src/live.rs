@@ -198,7 +198,7 @@ mod tests {
             (json!({}), None),
             (json!({"concurrency": 3, "limit": 5}), None),
             (json!({"concurrency": 0}), Some("concurrency is 0")),
-            (json!({"concurrency": 1001}), Some("concurrency is 1001")),
+            (json!({"concurrency": 5001}), Some("concurrency is 5001")),
             (json!({"concurrency": "3"}), Some("concurrency is")),
             (json!({"limit": "much"}), Some("invalid type")),
             (json!({"limit": 0}), Some("limit is 0")),

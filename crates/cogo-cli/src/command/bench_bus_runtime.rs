@@ -33,8 +33,8 @@ use crate::{
 /// How long the worker may take to begin, to drain, and to end.
 const PATIENCE: Duration = Duration::from_secs(120);
 const FAREWELL: Duration = Duration::from_secs(10);
-/// Between two looks whether everything is done.
-const LOOK: Duration = Duration::from_millis(2);
+/// Between two looks whether everything is done: so short that it does not show, and so long that the looks do not.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Be the worker of a measurement.
 #[derive(Debug, Args)]
