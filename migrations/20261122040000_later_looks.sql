@@ -108,7 +108,23 @@ begin
 end
 $$;
 
--- the groups that are left or gone on in when these end, in the order in which senders lock them
+-- messages that end, and those that await them, in the order of their ids
+create function bus.lock_rows(messages uuid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+begin
+  perform from public.agent_messages m
+    where m.id = any (lock_rows.messages
+                      || array(select a.id from bus.awaited a where a.on_id = any (lock_rows.messages)))
+    order by m.id for no key update;
+end
+$$;
+
+-- the groups that are left or gone on in when these end, in the order in which senders lock them; rows come first
 create function bus.lock_groups(messages uuid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -122,18 +138,26 @@ begin
 end
 $$;
 
--- the same groups of one message, without waiting; for those who do not know beforehand which they will need (locks as
--- bus.lock_group)
-create function bus.try_groups(message uuid) returns boolean
+-- all that one message's end needs (groups as bus.lock_group locks them), without waiting: for those who do not know
+-- beforehand which will end
+create function bus.try_end(message uuid) returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
 as $$
 declare
+  waiting constant uuid[] := array(select a.id from bus.awaited a where a.on_id = try_end.message);
   free boolean;
 begin
+  if cardinality(waiting) > 0 and (
+    select count(*) < (select count(*) from public.agent_messages w where w.id = any (waiting))
+      from (select from public.agent_messages m where m.id = any (waiting) for no key update skip locked) as locked) then
+    return false;
+  end if;
   select bool_and(pg_try_advisory_xact_lock(hashtextextended(g.tenant || chr(10) || g.group_key, g.lane))) into free
-    from bus.groups g
-   where g.id = try_groups.message or g.id in (select a.id from bus.awaited a where a.on_id = try_groups.message);
+    from bus.groups g where g.id = try_end.message or g.id = any (waiting);
   return free is not false;
 end
 $$;
@@ -147,7 +171,7 @@ set enable_seqscan = off
 set jit = off
 as $$
 begin
-  perform from public.agent_messages m where m.id = any (lock_ends.ids) order by m.id for no key update;
+  perform bus.lock_rows(lock_ends.ids);
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select g.lane, g.tenant, g.group_key from bus.groups g
             where g.id = any (lock_ends.ids) or g.id in (select a.id from bus.awaited a where a.on_id = any (lock_ends.ids))
@@ -172,6 +196,9 @@ declare
   awaited constant boolean := exists (select from bus.awaited);
 begin
   if awaited or grouped is not null then
+    if awaited then
+      perform bus.lock_rows(after_end.ids);
+    end if;
     perform bus.lock_groups(after_end.ids);
   end if;
   if awaited then
@@ -180,46 +207,6 @@ begin
   foreach one in array coalesce(after_end.grouped, '{}') loop
     perform bus.leave_group(one);
   end loop;
-end
-$$;
-
-create or replace function bus.count_down(ended uuid[]) returns void
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set jit = off
-as $$
-declare
-  complete uuid[];
-begin
-  -- rows before joins, as who cancels takes them
-  perform from public.agent_messages m
-    where m.id = any (array(select a.id from bus.awaited a where a.on_id = any (count_down.ended)))
-    order by m.id for no key update;
-  with gone as (
-    delete from bus.awaited a where a.on_id = any (count_down.ended) returning a.id
-  ), counted as (
-    select g.id, count(*) as ended from gone g group by g.id order by g.id
-  ), locked as materialized (
-    select j.id, counted.ended from bus.joins j join counted using (id) order by j.id for update of j
-  ), down as (
-    update bus.joins j set missing = j.missing - locked.ended from locked where j.id = locked.id
-    returning j.id, j.missing
-  )
-  select array_agg(d.id) into complete from down d where d.missing = 0;
-  if complete is not null then
-    delete from bus.joins j where j.id = any (complete);
-    update public.agent_messages m set awaiting = false where m.id = any (complete) and m.status = 'queued';
-    -- one that stands behind others of its group goes on waiting there; who ends those has the lock until the commit
-    perform bus.lock_group(g.lane, g.tenant, g.group_key)
-       from (select distinct g.lane, g.tenant, g.group_key from bus.groups g where g.id = any (complete)
-              order by 1, 2, 3) as g;
-    perform bus.place(array(
-      select c from unnest(complete) as c
-       where not exists (select from bus.groups g join bus.groups e using (lane, tenant, group_key)
-                          where g.id = c and e.position < g.position)));
-  end if;
 end
 $$;
 
@@ -240,13 +227,12 @@ declare
 begin
   loop
     before := cancelled;
-    open := array(
-      select o.id
-        from (select t.id from public.agent_messages t
-               where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed')
-               order by t.id for update) as o);
-    perform bus.lock_groups(open);
-    for m in select t.* from public.agent_messages t where t.id = any (open) order by t.id loop
+    open := array(select t.id from public.agent_messages t
+                   where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed'));
+    perform bus.lock_rows(open), bus.lock_groups(open);
+    for m in
+      select t.* from public.agent_messages t where t.id = any (open) and t.status in ('queued', 'claimed') order by t.id
+    loop
       select c.holder, c.claim, c.version, c.claimed_at, c.attempts[array_position(c.ids, m.id)] as attempt into held
         from bus.claims c
        where m.id = any (c.ids)
@@ -315,8 +301,8 @@ begin
       select from bus.claims l
        where l.holder = holder_of and l.claim <> claim_of and l.lease_until > clock_timestamp() and m.id = any (l.ids)
          and l.attempts[array_position(l.ids, m.id)] = m.attempt);
-    -- one of a group that somebody has just locked as well
-    continue when not bus.try_groups(m.id);
+    -- one whose group, or who awaits it, somebody has just locked as well
+    continue when not bus.try_end(m.id);
     perform bus.record_event(outcome, t, actor, jsonb_build_object('holder', holder_of, 'attempt', m.attempt))
        from public.agent_messages t where t.id = m.id and outcome = 'lease_expired';
     if bus.settle_failure(m.id, m.attempt, outcome, holder_of, reason, true, null, actor, m.claimed_at) is not null then
@@ -383,7 +369,7 @@ begin
        and not exists (select from bus.claims c where t.id = any (c.ids) and c.attempts[array_position(c.ids, t.id)] = t.attempts + 1)
      order by t.id for update of t skip locked
   loop
-    continue when not bus.try_groups(m.id);
+    continue when not bus.try_end(m.id);
     perform bus.unplace(m);
     delete from bus.joins j where j.id = m.id;
     if bus.settle_failure(m.id, m.attempts, 'failed', null,
@@ -392,12 +378,185 @@ begin
       ended := ended || m.id;
     end if;
   end loop;
-  -- every claim may come by here, so it waits for nobody: what somebody has locked is looked at the next time
+  -- every claim may come by here, so it waits for nobody: what somebody has locked is looked at a little later, after others,
+  -- and what somebody holds when his lease ends, as he may hand it back
   insert into bus.expiring (at, id)
-  select t.expires_at, t.id from public.agent_messages t
-   where t.id = any (over) and t.id <> all (ended) and t.status = 'queued'
-     and not exists (select from bus.claims c where t.id = any (c.ids) and c.attempts[array_position(c.ids, t.id)] = t.attempts + 1);
+  select coalesce((select max(c.lease_until) from bus.claims c where t.id = any (c.ids)),
+                  clock_timestamp() + interval '100 ms'), t.id
+    from public.agent_messages t
+   where t.id = any (over) and t.id <> all (ended) and t.done_at is null;
   return cardinality(ended);
+end
+$$;
+
+create or replace function bus.complete_many(
+  ids uuid[], attempts smallint[], holder text, results jsonb[], result_snippets text[], result_urls text[])
+returns table (id uuid)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  done record;
+  grouped uuid[];
+  roots uuid[];
+  assigned boolean;
+  freed text[];
+begin
+  if exists (select from bus.awaited) and exists (select from bus.awaited a where a.on_id = any (complete_many.ids)) then
+    -- whoever ends or cancels those that wait takes all rows in one order as well
+    perform bus.lock_rows(complete_many.ids);
+  end if;
+  select d.done as ids, d.claim, d.last_claim, d.version, d.special, d.awaited, d.watched
+    into done
+    from bus.record_done(complete_many.ids, complete_many.attempts, complete_many.holder, complete_many.results,
+                         complete_many.result_snippets, complete_many.result_urls) as d;
+  if done.ids is null then
+    return;
+  end if;
+  if done.claim = done.last_claim then
+    -- all of one claim, as a worker's batches are
+    freed := bus.let_go_of(complete_many.holder, done.claim, done.version, done.ids);
+    if freed is not null then
+      perform bus.announce(freed);
+    end if;
+  else
+    perform bus.let_go(complete_many.holder, array_agg(h.claim), array_agg(h.version), array_agg(h.id), array_agg(h.attempt))
+       -- one that an extension gave a claim of its own stands in two, and is counted off once; of its attempts only the last
+       -- can have been recorded, an earlier one given with it is stale
+       from (select distinct on (k.id) k.claim, k.version, k.id, k.attempt
+               from bus.held(complete_many.holder, true) as k
+               join unnest(complete_many.ids, complete_many.attempts) as g (id, attempt)
+                 on g.id = k.id and g.attempt = k.attempt
+              where k.id = any (done.ids) order by k.id, k.attempt desc, k.claim) as h;
+  end if;
+  if done.special then
+    select array_agg(m.id) filter (where m.group_key is not null), array_agg(m.root_id) filter (where m.root_id <> m.id),
+           bool_or(m.payload ? '__assignment')
+      into grouped, roots, assigned
+      from public.agent_messages m where m.id = any (done.ids);
+  end if;
+  if done.awaited or grouped is not null then
+    perform bus.after_end(done.ids, grouped);
+  end if;
+  if assigned then
+    insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
+    select 'execute_done', m.tenant, m.id, m.root_id, m.service || '/' || m.role || '/' || m.shard,
+           complete_many.holder, bus.outcome_detail(m.*::public.agent_messages)
+      from public.agent_messages m where m.id = any (done.ids) and m.payload ? '__assignment';
+  end if;
+  if done.watched then
+    perform bus.announce_tasks(done.ids || roots);
+  end if;
+  return query select unnest(done.ids);
+end
+$$;
+
+create or replace function bus.fail_many(
+  ids uuid[], attempts smallint[], holder text, reasons text[] default null, retriable boolean[] default null,
+  retry_ms bigint[] default null)
+returns table (id uuid, status text)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  -- whose days these are is known before the statement begins: other parts are left out of it
+  lowest constant uuid := (select i from unnest(fail_many.ids) as i order by i limit 1);
+  highest constant uuid := (select i from unnest(fail_many.ids) as i order by i desc limit 1);
+  ended record;
+begin
+  if exists (select from bus.awaited) and exists (select from bus.awaited a where a.on_id = any (fail_many.ids)) then
+    -- whoever ends or cancels those that wait takes all rows in one order as well
+    perform bus.lock_rows(fail_many.ids);
+  end if;
+  with given as materialized (
+    -- one that an extension gave a claim of its own stands in two, and is counted off once; of its attempts only the last
+    -- can still be the holder's, an earlier one given with it is stale
+    select distinct on (g.id) g.id, g.attempt, g.reason, coalesce(g.retriable, true) as retriable, g.retry_ms, h.claim,
+           h.version, h.claimed_at
+      from unnest(fail_many.ids, fail_many.attempts, fail_many.reasons, fail_many.retriable, fail_many.retry_ms)
+           as g (id, attempt, reason, retriable, retry_ms)
+      join bus.held(fail_many.holder) h on h.id = g.id and h.attempt = g.attempt
+     order by g.id, g.attempt desc, h.claim
+  ), mine as materialized (
+    -- the lease is read first; should it pass and be reclaimed meanwhile, the row is of another attempt by then
+    select g.id, g.attempt, g.reason, g.retriable, g.retry_ms, g.claim, g.version, g.claimed_at, m.released,
+           m.max_attempts, m.expires_at
+      from given g join public.agent_messages m on m.id = g.id
+     where m.id = any (fail_many.ids) and m.id between lowest and highest
+       and ((m.status = 'queued' and m.attempts = g.attempt - 1)
+            or (m.status = 'claimed' and m.attempts = g.attempt and m.claimed_by = fail_many.holder))
+     order by m.id for update of m
+  ), judged as materialized (
+    select mine.id, mine.attempt, mine.reason, mine.claim, mine.version, mine.claimed_at, n.again, n.delay
+      from mine
+     cross join lateral bus.next_try(mine.attempt - mine.released, mine.max_attempts, mine.expires_at, 'failed',
+                                     mine.retriable, mine.retry_ms) as n
+  ), settled as (
+    update public.agent_messages as t
+       set status        = case when j.again then 'queued' else 'failed' end,
+           attempts      = j.attempt,
+           claimed_by    = fail_many.holder,
+           claimed_at    = j.claimed_at,
+           retry_at      = case when j.again and j.delay > interval '0' then clock_timestamp() + j.delay end,
+           lease_until   = null,
+           error         = left(coalesce(nullif(j.reason, ''), 'no reason given'), 4000),
+           last_error_at = clock_timestamp(),
+           done_at       = case when j.again then null else clock_timestamp() end
+      from judged j
+     where t.id = j.id and t.id = any (array(select one.id from judged as one)) and t.id between lowest and highest
+    returning t.id, t.status, t.root_id, t.tenant, t.service || '/' || t.role || '/' || t.shard as route, t.error, t.done_at,
+              t.group_key is not null as grouped, t.payload ? '__assignment' as assigned, j.claim, j.version, j.attempt,
+              j.claimed_at
+  ), told as (
+    insert into bus.attempts (id, attempt, holder, started_at, outcome, error)
+    select s.id, s.attempt, fail_many.holder, s.claimed_at, 'failed', s.error from settled s
+    on conflict do nothing
+  ), given_up as (
+    insert into bus.dead_letters (id, failed_at, route, tenant)
+    select s.id, s.done_at, s.route, s.tenant from settled s where s.status = 'failed'
+  )
+  select array_agg(s.id order by s.id) as ids, array_agg(s.status order by s.id) as statuses,
+         array_agg(s.attempt order by s.id) as attempts, array_agg(s.claim order by s.id) as claims,
+         array_agg(s.version order by s.id) as versions, array_agg(distinct s.root_id) as tasks,
+         array_agg(s.id order by s.id) filter (where s.status = 'queued') as again,
+         array_agg(s.id order by s.id) filter (where s.status = 'failed') as dead,
+         array_agg(s.id order by s.id) filter (where s.status = 'failed' and s.grouped) as dead_of_groups,
+         coalesce(bool_or(s.assigned or s.status = 'failed'), false) as eventful
+    into ended from settled s;
+  if ended.ids is null then
+    return;
+  end if;
+  if ended.eventful then
+    insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
+    select case when m.status = 'queued' then 'execute_retry'
+                when m.payload ? '__assignment' then 'execute_failed'
+                else 'message_failed' end,
+           m.tenant, m.id, m.root_id, m.service || '/' || m.role || '/' || m.shard, fail_many.holder,
+           bus.outcome_detail(m.*::public.agent_messages) || jsonb_build_object('error', m.error)
+             || case when m.status = 'queued' then jsonb_build_object('retry_at', m.retry_at) else '{}' end
+      from public.agent_messages m
+     where m.id = any (ended.ids) and m.id between lowest and highest
+       and (m.status = 'failed' or m.payload ? '__assignment')
+     order by m.id;
+  end if;
+  perform bus.let_go(fail_many.holder, ended.claims, ended.versions, ended.ids, ended.attempts);
+  -- whoever sleeps is told by what is placed, once for a route
+  if ended.again is not null then
+    perform bus.place(ended.again);
+  end if;
+  if ended.dead is not null then
+    perform bus.after_end(ended.dead, ended.dead_of_groups);
+  end if;
+  perform bus.announce_tasks(ended.tasks);
+  return query select s.id, s.status from unnest(ended.ids, ended.statuses) as s (id, status);
 end
 $$;
 
@@ -438,15 +597,15 @@ declare
   kind record;
   done uuid[];
 begin
+  perform bus.lock_ends(array_agg(r.id), array_agg(coalesce(nullif(r.ending -> 'follow_ups', 'null'), '[]')))
+     from bus.read_endings(settle_together.ended) as r
+   having count(*) > 1 or bool_or(r.ending @? '$.follow_ups[*].group_key');
   for kind in
     select r.outcome, array_agg(r.id) as ids, array_agg(r.attempt) as attempts, array_agg(r.ending) as endings
       from bus.read_endings(settle_together.ended) as r group by r.outcome order by r.outcome
   loop
     case kind.outcome
       when 'done' then
-        perform bus.lock_ends(kind.ids, array(select coalesce(nullif(e -> 'follow_ups', 'null'), '[]')
-                                                from unnest(kind.endings) as e))
-          where exists (select from unnest(kind.endings) as e where e @? '$.follow_ups[*].group_key');
         -- without a snippet of its own, lists show how the result begins
         done := array(select c.id from bus.complete_many(
           kind.ids, kind.attempts, settle_together.holder, array(select e -> 'result' from unnest(kind.endings) as e),
@@ -694,8 +853,11 @@ begin
             or (m.status = 'queued' and m.attempts = u.attempt - 1 and (m.expires_at is null or m.expires_at > moment))) is not true
      order by u.id
   loop
-    -- a sender that has its group locked may wait for what this claim has; its lease ends, and then it is a dead letter
-    continue when h.status = 'queued' and h.attempts = h.attempt - 1 and not bus.try_groups(h.id);
+    if h.status = 'queued' and h.attempts = h.attempt - 1 then
+      -- who has it locked may wait for what this claim has; its lease ends, and then it is a dead letter
+      perform from public.agent_messages m where m.id = h.id for update skip locked;
+      continue when not found or not bus.try_end(h.id);
+    end if;
     perform bus.settle_failure(h.id, h.attempts, 'failed', null, 'time to live passed before it was started', false, null, 'bus.claim')
       where h.status = 'queued' and h.attempts = h.attempt - 1;
     perform bus.let_go(drop_unclaimable.holder, array[h.claim], array[h.version], array[h.id], array[h.attempt]);
@@ -829,6 +991,152 @@ begin
 end
 $$;
 
+create or replace function bus.replay_many(
+  route text default null, error_like text default null, per_second double precision default 50,
+  max_messages integer default 1000)
+returns table (dead_letter uuid, id uuid)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  dead uuid[];
+begin
+  if (replay_many.per_second > 0) is not true then
+    raise exception 'A rate must be positive' using errcode = 'invalid_parameter_value';
+  end if;
+  dead := array(
+    select d.id
+      from bus.dead_letters d
+      join public.agent_messages m on m.id = d.id and m.status = 'failed'
+     where (replay_many.route is null or d.route = replay_many.route)
+       and (replay_many.error_like is null or m.error like replay_many.error_like)
+       and not exists (select from public.agent_messages r
+                        where r.root_id = m.root_id and r.root_id <> r.id and r.replay_of = m.id
+                          and r.status in ('queued', 'claimed', 'done'))
+     order by d.failed_at, d.id limit replay_many.max_messages);
+  -- as a sender of all of them
+  perform bus.lock_group(g.lane, g.tenant, g.group_key)
+     from (select distinct bus.lane(m.service || '/' || m.role || '/' || m.shard, null), m.tenant, m.group_key
+             from public.agent_messages m where m.id = any (dead) and m.group_key is not null
+            order by 1, 2, 3) as g (lane, tenant, group_key);
+  return query
+  select o.id, bus.replay_after(o.id, ((o.place - 1) * 1000 / replay_many.per_second)::bigint)
+    from unnest(dead) with ordinality as o (id, place);
+end
+$$;
+
+create or replace function bus.enqueue_many(messages jsonb)
+returns table (ord bigint, id uuid, duplicate boolean)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  batch record;
+  owners uuid[];
+  one record;
+  known constant text[] := array[
+    'id', 'service', 'role', 'shard', 'tenant', 'payload', 'priority', 'max_attempts', 'delay_ms', 'ttl_ms', 'root_id',
+    'parent_id', 'reply_to', 'idempotency_key', 'idempotency_ms', 'group_key', 'limit_key', 'target_instance', 'headers',
+    'awaits'];
+begin
+  if jsonb_typeof(messages) <> 'array' then
+    raise exception 'Messages must be a JSON array' using errcode = 'invalid_parameter_value';
+  end if;
+  select array_agg(coalesce((e.m ->> 'id')::uuid, bus.uuid_v7()) order by e.o) as ids,
+         max((select k from jsonb_object_keys(e.m - known) as k limit 1)) as unknown,
+         coalesce(bool_or(e.m ->> 'idempotency_key' is not null), false) as keyed,
+         coalesce(bool_or(e.m -> 'awaits' is not null), false) as awaiting
+    into batch
+    from jsonb_array_elements(messages) with ordinality as e (m, o);
+  if batch.unknown is not null then
+    raise exception 'Unknown message field %', batch.unknown using errcode = 'invalid_parameter_value';
+  end if;
+  owners := batch.ids;
+
+  if batch.keyed then
+    -- keys in one order, so that two senders cannot wait for each other
+    for one in
+      select e.o, e.m ->> 'tenant' as tenant, e.m ->> 'idempotency_key' as key, (e.m ->> 'idempotency_ms')::bigint as window_ms
+        from jsonb_array_elements(messages) with ordinality as e (m, o)
+       where e.m ->> 'idempotency_key' is not null and e.m ->> 'tenant' is not null
+       order by 2, 3, 1
+    loop
+      owners[one.o] := bus.take_key(one.tenant, one.key, batch.ids[one.o], one.window_ms);
+    end loop;
+  end if;
+  if batch.awaiting then
+    for one in
+      select batch.ids[e.o] as id, e.m ->> 'tenant' as tenant, e.m -> 'awaits' as awaits, e.o::integer as place
+        from jsonb_array_elements(messages) with ordinality as e (m, o)
+       where e.m -> 'awaits' is not null and owners[e.o] = batch.ids[e.o]
+       order by 1
+    loop
+      -- of the batch only what stands before it, so that no two wait for each other
+      perform bus.await(one.id, one.tenant, array(
+        select coalesce(known.id, a::uuid)
+          from jsonb_array_elements_text(one.awaits) as a
+          left join lateral (select owners[p] as id, owners[p] = batch.ids[p] as is_new
+                               from generate_subscripts(batch.ids, 1) as p where batch.ids[p] = a::uuid limit 1) as known on true
+         -- a key may outlive its message, which has ended then
+         where known.id is null or known.is_new or exists (select from public.agent_messages m where m.id = known.id)),
+        array(select owners[p] from generate_series(1, one.place - 1) as p where owners[p] = batch.ids[p]));
+    end loop;
+  end if;
+
+  insert into public.agent_messages
+         (id, service, role, shard, tenant, payload, priority, max_attempts, retry_at, expires_at,
+          root_id, parent_id, reply_to, idempotency_key, group_key, limit_key, target_instance, headers, awaiting)
+  select batch.ids[e.o], e.m ->> 'service', e.m ->> 'role', coalesce((e.m ->> 'shard')::integer, 0),
+         e.m ->> 'tenant', coalesce(e.m -> 'payload', '{}'),
+         coalesce((e.m ->> 'priority')::smallint, 100::smallint),
+         coalesce((e.m ->> 'max_attempts')::smallint, 5::smallint),
+         clock_timestamp() + nullif((e.m ->> 'delay_ms')::bigint, 0) * interval '1 millisecond',
+         clock_timestamp() + (e.m ->> 'ttl_ms')::bigint * interval '1 millisecond',
+         coalesce((e.m ->> 'root_id')::uuid, batch.ids[e.o]), (e.m ->> 'parent_id')::uuid, e.m ->> 'reply_to',
+         e.m ->> 'idempotency_key', e.m ->> 'group_key', e.m ->> 'limit_key', e.m ->> 'target_instance',
+         coalesce(e.m -> 'headers', '{}'),
+         batch.awaiting and e.m -> 'awaits' is not null and exists (select from bus.joins j where j.id = batch.ids[e.o])
+    from jsonb_array_elements(messages) with ordinality as e (m, o)
+   where owners[e.o] = batch.ids[e.o]
+   order by e.o;
+
+  return query select o, owners[o], owners[o] <> batch.ids[o] from generate_series(1, cardinality(owners)::bigint) as o;
+end
+$$;
+
+-- as before; those of a drained route wait until it is opened
+create or replace function bus.due_schedules(max_rows integer default 100)
+returns table (tenant text, name text, revision bigint, cron text, time_zone text, missed text, catch_up_cap smallint,
+               since timestamptz, next_at timestamptz, now timestamptz)
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select s.tenant, s.name, s.revision, s.cron, s.time_zone, s.missed, s.catch_up_cap, s.since, s.next_at, t.now
+    from (select clock_timestamp() as now) as t, bus.schedules s
+   where not s.paused and not exists (select from bus.routes r
+                      where r.lane = bus.lane(s.service || '/' || s.role || '/' || s.shard, null) and r.draining) and coalesce(s.next_at, '-infinity'::timestamptz) <= t.now
+   order by coalesce(s.next_at, '-infinity'::timestamptz) limit max_rows
+$$;
+
+create or replace function bus.next_schedule_due() returns bigint
+language sql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when d.due is not null
+           then greatest(0, ceil(extract(epoch from greatest(d.due, '1970-01-01') - clock_timestamp()) * 1000))::bigint end
+    from (select min(coalesce(s.next_at, '-infinity'::timestamptz)) as due from bus.schedules s where not s.paused and not exists (select from bus.routes r
+                      where r.lane = bus.lane(s.service || '/' || s.role || '/' || s.shard, null) and r.draining)) as d
+$$;
+
+revoke all on function bus.lock_rows(uuid[]) from public, anon, authenticated;
 revoke all on function bus.lock_groups(uuid[]) from public, anon, authenticated;
-revoke all on function bus.try_groups(uuid) from public, anon, authenticated;
+revoke all on function bus.try_end(uuid) from public, anon, authenticated;
 revoke all on function bus.lock_ends(uuid[], jsonb[]) from public, anon, authenticated;

@@ -78,6 +78,7 @@ impl Bus {
                 Err(Error::Database(error)) if error.as_database_error().is_some() => {
                     trouble = Some(Error::Database(error));
                 }
+                Err(error @ Error::Conflict { .. }) => trouble = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -105,7 +106,10 @@ impl Bus {
         match recorded {
             // none: another firer was first, or people changed it meanwhile
             Ok(sent) => Ok(Ok(u64::from(sent.unwrap_or_default().unsigned_abs()))),
-            Err(refused) if !refused.is_transient() => Ok(Err(refused.to_string())),
+            // its route may just have been drained, which goes by
+            Err(refused) if !refused.is_transient() && !matches!(refused, Error::Conflict { .. }) => {
+                Ok(Err(refused.to_string()))
+            }
             Err(error) => Err(error),
         }
     }

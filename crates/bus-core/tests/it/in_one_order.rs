@@ -42,6 +42,11 @@ async fn although_a_sender_has_the_first<T>(bus: &Bus, other: impl Future<Output
     answer
 }
 
+/// Makes it time to look again at what could not be ended, and at what somebody holds.
+async fn look_again(bus: &Bus) {
+    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+}
+
 #[tokio::test]
 async fn cancelling_a_task_of_two_groups_waits_in_their_order() {
     let (bus, _database) = bus().await;
@@ -119,6 +124,7 @@ async fn times_to_live_that_pass_wait_for_no_group() {
         } else {
             assert_eq!(although_a_sender_has_the_first(&bus, bus.expire(10)).await.unwrap(), 1);
         }
+        look_again(&bus).await;
         bus.expire(10).await.unwrap();
         for left in claim(&bus, "w", 10).await {
             assert!(bus.complete(&left.fence(), "w", &Completion::default()).await.unwrap());
@@ -149,5 +155,61 @@ async fn cancelling_what_awaits_an_end_that_is_under_way_is_no_deadlock() {
     assert_eq!(cancelled, 1);
     cancelling.commit().await.unwrap();
     assert!(failing.await.unwrap().is_some());
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn cancelling_what_awaits_an_end_in_a_group_that_somebody_has_is_no_deadlock() {
+    let (bus, _database) = bus().await;
+    let awaited = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let held = claim_one(&bus, "w").await;
+    let waiting = NewMessage { awaits: vec![awaited], ..of_group("a") };
+    let waiting = bus.enqueue(&waiting).await.unwrap().id;
+    let mut sender = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut sender, &of_group("a")).await.unwrap();
+    let completing = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { bus.complete(&held.fence(), "w", &Completion::default()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.complete").await;
+    let cancelling = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { bus.cancel(waiting).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.cancel").await;
+    sender.commit().await.unwrap();
+    assert!(completing.await.unwrap().unwrap());
+    assert_eq!(cancelling.await.unwrap().unwrap(), 1);
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn time_to_live_that_passed_in_hand_ends_what_is_handed_back() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
+    let held = claim_one(&bus, "w").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(bus.expire(10).await.unwrap(), 0, "its holder may still end it");
+    assert_eq!(bus.release(&[held.fence()], "w").await.unwrap(), 1);
+    look_again(&bus).await;
+    assert_eq!(bus.expire(10).await.unwrap(), 1, "looked at again when the lease would have ended");
+    assert_eq!(statuses(&bus).await, [("failed".to_owned(), 1)]);
+}
+
+#[tokio::test]
+async fn replaying_to_two_groups_waits_in_their_order() {
+    let (bus, _database) = bus().await;
+    for group in ["b", "a"] {
+        bus.enqueue(&of_group(group)).await.unwrap();
+        let failure = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+        bus.fail(&claim_one(&bus, "w").await.fence(), "w", &failure).await.unwrap().unwrap();
+    }
+    let replayed: i64 = beside_a_sender_of_both(&bus, "replay_many", {
+        let bus = bus.clone();
+        let replay = "select count(*) from bus.replay_many()";
+        async move { sqlx::query_scalar(replay).fetch_one(bus.pool()).await.unwrap() }
+    })
+    .await;
+    assert_eq!(replayed, 2);
     assert_eq!(misplaced(&bus).await, 0);
 }

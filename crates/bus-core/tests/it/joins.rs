@@ -262,6 +262,20 @@ async fn dead_holder_delays_the_one_that_waits_and_no_more() {
 }
 
 #[tokio::test]
+async fn duplicate_of_what_is_gone_counts_as_ended() {
+    let (bus, _database) = bus().await;
+    let keyed = |id| NewMessage { id: Some(id), idempotency_key: Some("once".to_owned()), ..message(json!({})) };
+    let first = Uuid::now_v7();
+    bus.enqueue(&keyed(first)).await.unwrap();
+    complete(&bus, &claim_one(&bus, "w").await).await;
+    sqlx::query("delete from public.agent_messages where id = $1").bind(first).execute(bus.pool()).await.unwrap();
+    let again = Uuid::now_v7();
+    let sent = bus.enqueue_many(&[keyed(again), waiting_for(&[again])]).await.unwrap();
+    assert!(sent[0].duplicate);
+    assert_eq!(claim_one(&bus, "w").await.id, sent[1].id);
+}
+
+#[tokio::test]
 async fn idempotency_key_is_free_again_after_its_window() {
     let (bus, _database) = bus().await;
     let keyed = NewMessage {

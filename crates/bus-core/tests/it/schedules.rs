@@ -338,3 +338,14 @@ async fn definitions_that_make_no_sense_are_refused_by_sql_as_well() {
     let never = NewSchedule { cron: "0 0 30 2 *".to_owned(), ..monthly("b", MissedRuns::Skip) };
     assert!(matches!(bus.upsert_schedule(&never).await, Err(ScheduleError::Invalid(_))));
 }
+
+#[tokio::test]
+async fn schedule_of_a_drained_route_waits_until_it_is_opened() {
+    let (bus, _database) = bus().await;
+    overdue(&bus, &monthly("report", MissedRuns::RunOnce), 0).await;
+    bus.drain_route(&ROUTE, "test").await.unwrap();
+    assert_eq!(bus.fire_due_schedules(10).await.unwrap(), Fired::default());
+    assert_eq!(bus.next_schedule_due().await.unwrap(), None, "nobody has to look");
+    bus.open_route(&ROUTE, "test").await.unwrap();
+    assert_eq!(bus.fire_due_schedules(10).await.unwrap(), Fired { due: 1, sent: 1, broken: 0 });
+}
