@@ -159,6 +159,43 @@ async fn cancelling_what_awaits_an_end_that_is_under_way_is_no_deadlock() {
 }
 
 #[tokio::test]
+async fn ends_of_many_take_those_that_await_them_in_their_order() {
+    let (bus, _database) = bus().await;
+    for fails in [false, true] {
+        let awaited = bus.enqueue(&message(json!({}))).await.unwrap().id;
+        let waiting = NewMessage { awaits: vec![awaited], ..message(json!({})) };
+        let waiting = bus.enqueue(&waiting).await.unwrap().id;
+        let last = bus.enqueue(&message(json!({}))).await.unwrap().id;
+        let held = claim(&bus, "w", 2).await;
+        let mut other = bus.pool().begin().await.unwrap();
+        let lock = "select from public.agent_messages where id = $1 for update";
+        sqlx::query(lock).bind(waiting).execute(&mut *other).await.unwrap();
+        let ending = TaskTracker::new().spawn({
+            let bus = bus.clone();
+            let fences: Vec<_> = held.iter().map(|held| held.fence()).collect();
+            async move {
+                if fails {
+                    let broken = || Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+                    let ends: Vec<_> = fences.into_iter().map(|fence| (fence, broken())).collect();
+                    bus.fail_many(&ends, "w").await.unwrap().len()
+                } else {
+                    let ends: Vec<_> = fences.into_iter().map(|fence| (fence, Completion::default())).collect();
+                    bus.complete_many(&ends, "w").await.unwrap().len()
+                }
+            }
+        });
+        until_somebody_waits_for_a_lock(&bus, if fails { "fail_many" } else { "complete_many" }).await;
+        sqlx::query(lock).bind(last).execute(&mut *other).await.unwrap();
+        other.commit().await.unwrap();
+        assert_eq!(ending.await.unwrap(), 2);
+        let freed = claim_one(&bus, "w").await;
+        assert_eq!(freed.id, waiting);
+        assert!(bus.complete(&freed.fence(), "w", &Completion::default()).await.unwrap());
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
 async fn cancelling_what_awaits_an_end_in_a_group_that_somebody_has_is_no_deadlock() {
     let (bus, _database) = bus().await;
     let awaited = bus.enqueue(&message(json!({}))).await.unwrap().id;
