@@ -381,7 +381,7 @@ begin
   -- every claim may come by here, so it waits for nobody: what somebody has locked is looked at a little later, after others,
   -- and what somebody holds when his lease ends, as he may hand it back
   insert into bus.expiring (at, id)
-  select coalesce((select max(c.lease_until) from bus.claims c where t.id = any (c.ids)),
+  select greatest((select max(c.lease_until) from bus.claims c where t.id = any (c.ids)),
                   clock_timestamp() + interval '100 ms'), t.id
     from public.agent_messages t
    where t.id = any (over) and t.id <> all (ended) and t.done_at is null;

@@ -231,6 +231,17 @@ async fn time_to_live_that_passed_in_hand_ends_what_is_handed_back() {
     look_again(&bus).await;
     assert_eq!(bus.expire(10).await.unwrap(), 1, "looked at again when the lease would have ended");
     assert_eq!(statuses(&bus).await, [("failed".to_owned(), 1)]);
+
+    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
+    claim_one(&bus, "w").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    leases_to_pass(&bus).await;
+    assert_eq!(bus.expire(10).await.unwrap(), 0, "it is the reclaimer's");
+    let ahead = "select e.at > c.lease_until from bus.expiring e, bus.claims c";
+    assert!(
+        sqlx::query_scalar::<_, bool>(ahead).fetch_one(bus.pool()).await.unwrap(),
+        "or every claim would look at it"
+    );
 }
 
 #[tokio::test]
