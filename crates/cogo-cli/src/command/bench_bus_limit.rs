@@ -33,6 +33,8 @@ pub(crate) struct Limit {
     pub(crate) cycle_per_s: f64,
     /// Rows a second with all columns of a message, into a table without parts, checks and triggers.
     pub(crate) same_row_per_s: f64,
+    /// The same, each then updated once in place in the columns that a completion writes.
+    pub(crate) same_row_cycle_per_s: f64,
     /// Median time in ms of what a ping cannot do without: three connections in turn insert a row, update it and update
     /// it again, each with a commit of its own.
     pub(crate) three_commits_ms: f64,
@@ -51,6 +53,7 @@ enum Step {
     /// Into a table with the columns of a message and room in its pages.
     InsertSameRow,
     Update,
+    UpdateSameRow,
 }
 
 /// Measures both in the schema `bench` of the database at `url`.
@@ -73,7 +76,10 @@ pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
     // the planner guesses about a new table, and this one must use its key
     sqlx::query("analyze bench.roomy_pages").execute(&mut connection).await?;
     let second = each_batch(url, plan, Step::Update, plan.consumers, &batches).await?;
-    let same_rows = each_batch(url, plan, Step::InsertSameRow, plan.producers, &ids(plan)).await?;
+    let batches = ids(plan);
+    let same_rows = each_batch(url, plan, Step::InsertSameRow, plan.producers, &batches).await?;
+    sqlx::query("analyze bench.same_rows").execute(&mut connection).await?;
+    let same_updates = each_batch(url, plan, Step::UpdateSameRow, plan.consumers, &batches).await?;
     let three_commits_ms = three_commits(url, plan).await?;
     // what is measured next is not to wait for the disk, or for a vacuum, on behalf of these
     sqlx::query("drop table bench.full_pages, bench.roomy_pages, bench.same_rows").execute(&mut connection).await?;
@@ -84,6 +90,7 @@ pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
         insert_per_s: rows / inserting.as_secs_f64(),
         cycle_per_s: rows / (first + second).as_secs_f64(),
         same_row_per_s: rows / same_rows.as_secs_f64(),
+        same_row_cycle_per_s: rows / (same_rows + same_updates).as_secs_f64(),
         three_commits_ms,
     })
 }
@@ -165,6 +172,13 @@ async fn run(connection: &mut PgConnection, plan: Plan, step: Step, ids: &[Uuid]
         Step::Update => sqlx::query(
             "update bench.roomy_pages
                 set status = 'done', attempts = 1, done_at = clock_timestamp(), result_snippet = 'ok'
+              where id = any ($1)",
+        )
+        .bind(ids),
+        Step::UpdateSameRow => sqlx::query(
+            "update bench.same_rows
+                set status = 'done', attempts = 1, claimed_by = 'bench', claimed_at = clock_timestamp(),
+                    done_at = clock_timestamp(), result_snippet = 'ok'
               where id = any ($1)",
         )
         .bind(ids),

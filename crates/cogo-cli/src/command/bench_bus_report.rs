@@ -98,11 +98,13 @@ pub(crate) struct Report {
     limit_insert_per_s: f64,
     limit_cycle_per_s: f64,
     limit_same_row_per_s: f64,
+    limit_same_row_cycle_per_s: f64,
     limit_three_commits_ms: f64,
     enqueue_limit_ratio: f64,
     /// Against plain inserts of rows as wide as those of the bus.
     enqueue_same_row_ratio: f64,
     limit_ratio: f64,
+    same_row_limit_ratio: f64,
     sent: i64,
     lost: i64,
     duplicated: i64,
@@ -159,10 +161,12 @@ impl Report {
             limit_insert_per_s: of(|run| run.limit.insert_per_s),
             limit_cycle_per_s: of(|run| run.limit.cycle_per_s),
             limit_same_row_per_s: of(|run| run.limit.same_row_per_s),
+            limit_same_row_cycle_per_s: of(|run| run.limit.same_row_cycle_per_s),
             limit_three_commits_ms: of(|run| run.limit.three_commits_ms),
             enqueue_limit_ratio: of(|run| run.enqueue_per_s / run.limit.insert_per_s),
             enqueue_same_row_ratio: of(|run| run.enqueue_per_s / run.limit.same_row_per_s),
             limit_ratio: of(OneRun::limit_ratio),
+            same_row_limit_ratio: of(|run| run.cycle_per_s() / run.limit.same_row_cycle_per_s),
             sent: sum(|account| account.sent),
             lost: sum(|account| account.lost),
             duplicated: sum(|account| account.duplicated),
@@ -228,10 +232,12 @@ pub(crate) fn readable(report: &Report) -> String {
             row("limit: plain insert", per_s(report.limit_insert_per_s)),
             row("limit: insert and one update in place", per_s(report.limit_cycle_per_s)),
             row("limit: insert of the same row, no bus", per_s(report.limit_same_row_per_s)),
+            row("limit: the same row, updated in place", per_s(report.limit_same_row_cycle_per_s)),
             row("limit: three commits in turn", format!("{:.2} ms", report.limit_three_commits_ms)),
             row("enqueue against its limit", format!("{:.2}", report.enqueue_limit_ratio)),
             row("enqueue against inserts of the same row", format!("{:.2}", report.enqueue_same_row_ratio)),
             row("enqueue and drain against their limit", format!("{:.2}", report.limit_ratio)),
+            row("the same against the same row", format!("{:.2}", report.same_row_limit_ratio)),
             row("lost / duplicated", format!("{} / {} of {}", report.lost, report.duplicated, report.sent)),
         ],
     );
@@ -279,7 +285,13 @@ mod tests {
             wal_bytes_drain: 1.0,
             table_bytes: 1.0,
             index_bytes: 1.0,
-            limit: Limit { insert_per_s: 1000.0, cycle_per_s: 500.0, same_row_per_s: 800.0, three_commits_ms: 1.0 },
+            limit: Limit {
+                insert_per_s: 1000.0,
+                cycle_per_s: 500.0,
+                same_row_per_s: 800.0,
+                same_row_cycle_per_s: 400.0,
+                three_commits_ms: 1.0,
+            },
             account: Account { sent: 10, lost, duplicated: 0 },
         }
     }
@@ -308,6 +320,7 @@ mod tests {
     fn ratios_compare_a_whole_life_with_a_whole_life() {
         let value = serde_json::to_value(report(&[run(500.0, 500.0, 0)])).expect("an object");
         assert_eq!((value["enqueue_limit_ratio"].as_f64(), value["limit_ratio"].as_f64()), (Some(0.5), Some(0.5)));
+        assert_eq!(value["same_row_limit_ratio"].as_f64(), Some(0.625));
         let mixed_too = ["enqueue_per_s", "drain_per_s", "mixed_per_s"];
         assert_eq!(value["runtime_cost"].as_f64(), Some(0.25));
         for key in mixed_too.into_iter().chain(["ping_p50_ms", "request_p99_ms", "lost", "duplicated"]) {
