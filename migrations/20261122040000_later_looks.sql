@@ -210,9 +210,29 @@ begin
 end
 $$;
 
--- as before, all rows first, and then all groups
-create or replace function bus.cancel(task uuid) returns integer
-language plpgsql security definer
+-- what may be committed by those who were under way while it was decided, and did not see it
+create table bus.unsettled (
+  id    bigint generated always as identity primary key,
+  task  uuid,
+  lane  bigint,
+  at    timestamptz not null default clock_timestamp(),
+  seen  timestamptz,
+  ahead xid8,
+  constraint unsettled_of_one check (num_nonnulls(task, lane) = 1)
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+comment on table bus.unsettled is 'Decisions that somebody who was under way may have missed; bus.reclaim applies them to what he commits, until none is left.';
+comment on column bus.unsettled.id is 'Numbers them.';
+comment on column bus.unsettled.task is 'A task that was cancelled: what its messages send ends as well.';
+comment on column bus.unsettled.lane is 'A route that was limited: what is claimed counts.';
+comment on column bus.unsettled.at is 'When it was decided, by the database clock.';
+comment on column bus.unsettled.seen is 'When it was last applied.';
+comment on column bus.unsettled.ahead is 'Transactions from this one on have seen it; null before the first look.';
+alter table bus.unsettled enable row level security;
+revoke all on bus.unsettled from public, anon, authenticated, service_role;
+
+-- ends what of these is unfinished as bus.cancel did before, but all rows first, and then all groups
+create function bus.cancel_open(open uuid[]) returns integer
+language plpgsql
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -222,47 +242,136 @@ declare
   m public.agent_messages;
   held record;
   cancelled integer := 0;
+begin
+  perform bus.lock_rows(open), bus.lock_groups(open);
+  for m in
+    select t.* from public.agent_messages t where t.id = any (open) and t.status in ('queued', 'claimed') order by t.id
+  loop
+    select c.holder, c.claim, c.version, c.claimed_at, c.attempts[array_position(c.ids, m.id)] as attempt into held
+      from bus.claims c
+     where m.id = any (c.ids)
+       and c.attempts[array_position(c.ids, m.id)] = m.attempts + (m.status = 'queued')::integer
+       and (m.status = 'queued' or c.holder = m.claimed_by);
+    update public.agent_messages as t
+       set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null,
+           attempts = coalesce(held.attempt, t.attempts), claimed_by = coalesce(held.holder, t.claimed_by),
+           claimed_at = coalesce(held.claimed_at, t.claimed_at)
+     where t.id = m.id;
+    if held.claim is not null then
+      perform bus.let_go(held.holder, array[held.claim], array[held.version], array[m.id], array[held.attempt]);
+      insert into bus.attempts (id, attempt, holder, started_at, outcome)
+      values (m.id, held.attempt, held.holder, held.claimed_at, 'cancelled') on conflict do nothing;
+    else
+      perform bus.unplace(m);
+    end if;
+    delete from bus.joins j where j.id = m.id;
+    perform bus.after_end(array[m.id], case when m.group_key is not null then array[m.id] end);
+    perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', case when held.claim is null then m.status else 'claimed' end));
+    perform pg_notify('bus_cancel', m.id::text);
+    cancelled := cancelled + 1;
+  end loop;
+  return cancelled;
+end
+$$;
+
+create or replace function bus.cancel(task uuid) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  cancelled integer := 0;
   before integer;
-  open uuid[];
 begin
   loop
     before := cancelled;
-    open := array(select t.id from public.agent_messages t
-                   where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed'));
-    perform bus.lock_rows(open), bus.lock_groups(open);
-    for m in
-      select t.* from public.agent_messages t where t.id = any (open) and t.status in ('queued', 'claimed') order by t.id
-    loop
-      select c.holder, c.claim, c.version, c.claimed_at, c.attempts[array_position(c.ids, m.id)] as attempt into held
-        from bus.claims c
-       where m.id = any (c.ids)
-         and c.attempts[array_position(c.ids, m.id)] = m.attempts + (m.status = 'queued')::integer
-         and (m.status = 'queued' or c.holder = m.claimed_by);
-      update public.agent_messages as t
-         set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null,
-             attempts = coalesce(held.attempt, t.attempts), claimed_by = coalesce(held.holder, t.claimed_by),
-             claimed_at = coalesce(held.claimed_at, t.claimed_at)
-       where t.id = m.id;
-      if held.claim is not null then
-        perform bus.let_go(held.holder, array[held.claim], array[held.version], array[m.id], array[held.attempt]);
-        insert into bus.attempts (id, attempt, holder, started_at, outcome)
-        values (m.id, held.attempt, held.holder, held.claimed_at, 'cancelled') on conflict do nothing;
-      else
-        perform bus.unplace(m);
-      end if;
-      delete from bus.joins j where j.id = m.id;
-      perform bus.after_end(array[m.id], case when m.group_key is not null then array[m.id] end);
-      perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', case when held.claim is null then m.status else 'claimed' end));
-      perform pg_notify('bus_cancel', m.id::text);
-      cancelled := cancelled + 1;
-    end loop;
+    cancelled := cancelled + bus.cancel_open(array(
+      select t.id from public.agent_messages t
+       where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed')));
     -- a completion that was under way may have sent children meanwhile; the next look sees them
     exit when before = cancelled and not exists (
       select from public.agent_messages t
        where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed'));
   end loop;
+  -- and somebody who has not committed yet may have sent some
+  insert into bus.unsettled (task) select cancel.task where cancelled > 0;
   perform bus.announce_tasks(array[task]);
   return cancelled;
+end
+$$;
+
+create function bus.settle_unsettled() returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  u bus.unsettled;
+  late uuid[];
+begin
+  for u in select t.* from bus.unsettled t order by t.seen nulls first, t.id limit 100 for update skip locked loop
+    if u.lane is not null then
+      with late as materialized (
+        select c.holder, c.claim from bus.claims c where c.lane = u.lane and not c.limited
+           and exists (select from bus.limits l where l.lane = u.lane)
+         order by c.holder, c.claim for update skip locked
+      )
+      update bus.claims c set limited = true from late where c.holder = late.holder and c.claim = late.claim;
+    else
+      late := array(
+        select t.id from public.agent_messages t
+         where t.root_id = u.task and t.root_id <> t.id and t.status in ('queued', 'claimed')
+           -- a replay has no parent, and is meant to run
+           and exists (
+             with recursive sender as (
+               select p.id, p.parent_id, p.status from public.agent_messages p where p.id = t.parent_id
+               union all
+               select p.id, p.parent_id, p.status from sender s join public.agent_messages p on p.id = s.parent_id
+             )
+             select from sender s where s.status = 'cancelled'));
+      if cardinality(late) > 0 then
+        perform bus.cancel_open(late);
+        perform bus.announce_tasks(array[u.task]);
+        -- another task might want its locks in another order
+        return;
+      end if;
+    end if;
+    if u.at < clock_timestamp() - interval '1 hour'
+      -- somebody may have looked before his transaction had a number, but hardly a minute before
+      or (u.at < clock_timestamp() - interval '1 minute' and u.ahead <= pg_snapshot_xmin(pg_current_snapshot())) then
+      delete from bus.unsettled t where t.id = u.id;
+    else
+      update bus.unsettled t
+         set seen = clock_timestamp(), ahead = coalesce(t.ahead, pg_snapshot_xmax(pg_current_snapshot())) where t.id = u.id;
+    end if;
+  end loop;
+end
+$$;
+
+create or replace function bus.reclaim(max_rows integer default 500) returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c record;
+  back record;
+  reclaimed integer := 0;
+begin
+  perform bus.settle_unsettled();
+  for c in
+    select k.holder, k.claim from bus.claims k where k.lease_until <= (select clock_timestamp())
+     order by k.lease_until limit max_rows for update skip locked
+  loop
+    back := bus.take_back(c.holder, c.claim, 'lease_expired', 'lease of ' || c.holder || ' expired', 'bus.reclaim',
+                          max_rows - reclaimed);
+    reclaimed := reclaimed + back.settled;
+    exit when reclaimed >= max_rows;
+  end loop;
+  return reclaimed;
 end
 $$;
 
@@ -1042,6 +1151,9 @@ declare
   batch record;
   owners uuid[];
   one record;
+  owner uuid;
+  last_tenant text;
+  last_key text;
   known constant text[] := array[
     'id', 'service', 'role', 'shard', 'tenant', 'payload', 'priority', 'max_attempts', 'delay_ms', 'ttl_ms', 'root_id',
     'parent_id', 'reply_to', 'idempotency_key', 'idempotency_ms', 'group_key', 'limit_key', 'target_instance', 'headers',
@@ -1069,7 +1181,15 @@ begin
        where e.m ->> 'idempotency_key' is not null and e.m ->> 'tenant' is not null
        order by 2, 3, 1
     loop
-      owners[one.o] := bus.take_key(one.tenant, one.key, batch.ids[one.o], one.window_ms);
+      if (one.tenant, one.key) = (last_tenant, last_key) then
+        -- twice in one batch is once, however short its window
+        owners[one.o] := owner;
+      else
+        owner := bus.take_key(one.tenant, one.key, batch.ids[one.o], one.window_ms);
+        owners[one.o] := owner;
+        last_tenant := one.tenant;
+        last_key := one.key;
+      end if;
     end loop;
   end if;
   if batch.awaiting then
@@ -1136,7 +1256,142 @@ as $$
                       where r.lane = bus.lane(s.service || '/' || s.role || '/' || s.shard, null) and r.draining)) as d
 $$;
 
+-- as before, but for the schedules of drained routes and what is unsettled
+create or replace function bus.overdue(out leases boolean, out outlived boolean, out schedule_ms bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  moment constant timestamptz := clock_timestamp();
+begin
+  select exists (select from bus.claims c where c.lease_until <= moment) or exists (select from bus.unsettled),
+         exists (select from bus.expiring e where e.at <= moment), bus.next_schedule_due()
+    into leases, outlived, schedule_ms;
+end
+$$;
+
+-- as before; what is ready and could not be had, such as behind messages that have ended, is looked for again at once
+create or replace function bus.next_due(service text, role text, shard integer, instance text default null) returns bigint
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  with recursive lane as (
+    select hashtextextended(next_due.service || '/' || next_due.role || '/' || next_due.shard, 0) as lane
+  ), rated as (
+    select r.lane, r.keyed from bus.routes r, lane
+     where r.lane = lane.lane and not r.paused
+       and exists (select from bus.limits l where l.lane = r.lane and l.per_second is not null)
+  ), head as (
+    select f.share, f.tenant, f.limit_key, 1 as n
+      from rated
+      cross join lateral (select r.share, r.tenant, r.limit_key from bus.ready r where r.lane = rated.lane
+                           order by r.share, r.due, r.chunk limit 1) as f
+    union all
+    select f.share, f.tenant, f.limit_key, h.n + 1
+      from head h cross join rated
+      cross join lateral (select r.share, r.tenant, r.limit_key from bus.ready r where r.lane = rated.lane and r.share > h.share
+                           order by r.share, r.due, r.chunk limit 1) as f
+     where h.n < 64
+  )
+  -- least() and min() ignore nulls, greatest() must not meet one
+  select least(
+    (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
+       from bus.delayed d join lane on d.lane = lane.lane order by d.due limit 1),
+    (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
+       from bus.delayed d
+      where next_due.instance is not null
+        and d.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)
+      order by d.due limit 1),
+    (select min(bus.token_wait(rated.lane, h.tenant, case when rated.keyed then h.limit_key end)) from head h, rated),
+    (select 0 from lane
+      where not exists (select from bus.routes r where r.lane = lane.lane and r.paused)
+        and not exists (select from bus.limits l where l.lane = lane.lane)
+        and (exists (select from bus.ready r where r.lane = lane.lane)
+             or exists (select from bus.ready r where next_due.instance is not null
+                           and r.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)))))
+$$;
+
+comment on function bus.next_due(text, text, integer, text)
+  is 'Milliseconds until the next delayed message of a route is due, or a rate lets one start; 0 if something is ready and no limit holds it, null if nothing waits for time.';
+
+-- as before; who has the key already keeps it
+create or replace function bus.take_key(tenant text, idempotency_key text, id uuid, window_ms bigint) returns uuid
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+  owner uuid;
+begin
+  if take_key.window_ms not between 1 and 315576000000 then
+    raise exception 'An idempotency key is kept for 1 ms to 10 years' using errcode = 'invalid_parameter_value';
+  end if;
+  -- waits for a concurrent sender of the same key
+  insert into bus.keys as k (tenant, idempotency_key, id, until)
+  values (take_key.tenant, take_key.idempotency_key, take_key.id,
+          clock_timestamp() + coalesce(take_key.window_ms, 2592000000) * interval '1 millisecond')
+  on conflict (tenant, idempotency_key) do update set id = excluded.id, until = excluded.until
+   where k.until <= clock_timestamp() and k.id <> excluded.id
+  returning k.id into owner;
+  if owner is null then
+    select k.id into owner from bus.keys k
+     where k.tenant = take_key.tenant and k.idempotency_key = take_key.idempotency_key;
+  end if;
+  return owner;
+end
+$$;
+
+-- as before; a key may outlive the task that it was used for
+create or replace function bus.watch(task uuid, watcher text, for_ms bigint) returns void
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_column
+begin
+  if watch.task is null then
+    raise exception 'The task is gone, and its answer with it' using errcode = 'no_data_found';
+  end if;
+  perform bus.watch_new(watch.task, watch.watcher, watch.for_ms);
+  -- waits for changes that are under way, so that the caller's next read sees them; those that start later wait for this
+  -- commit and then see the watcher
+  perform from public.agent_messages m
+    where (m.id = watch.task or (m.root_id = watch.task and m.root_id <> m.id)) and m.done_at is null
+    order by m.id for share;
+end
+$$;
+-- names of files in the time zone database that are no places
+update bus.schedules s
+   set time_zone = regexp_replace(s.time_zone, '^(posix|right)/', ''), next_at = null, revision = s.revision + 1
+ where s.time_zone ~ '^(posix|right)/';
+update bus.schedules s
+   set time_zone = 'UTC', paused = true, last_error = 'Time zone ' || s.time_zone || ' is no place', revision = s.revision + 1
+ where s.time_zone in ('posixrules', 'Factory', 'localtime');
+alter table bus.schedules add constraint schedule_time_zone_is_a_place
+  check (time_zone !~ '^(posix|right)/' and time_zone not in ('posixrules', 'Factory', 'localtime'));
+
+-- whoever was claiming when the route was limited did not see it
+create function bus.limited_later() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into bus.unsettled (lane) select distinct n.lane from new_rows n;
+  return null;
+end
+$$;
+create trigger limited_later after insert on bus.limits
+  referencing new table as new_rows for each statement execute function bus.limited_later();
+
 revoke all on function bus.lock_rows(uuid[]) from public, anon, authenticated;
 revoke all on function bus.lock_groups(uuid[]) from public, anon, authenticated;
 revoke all on function bus.try_end(uuid) from public, anon, authenticated;
 revoke all on function bus.lock_ends(uuid[], jsonb[]) from public, anon, authenticated;
+revoke all on function bus.cancel_open(uuid[]) from public, anon, authenticated;
+revoke all on function bus.settle_unsettled() from public, anon, authenticated;
+revoke all on function bus.limited_later() from public, anon, authenticated;

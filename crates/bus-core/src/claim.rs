@@ -203,7 +203,8 @@ impl Bus {
         Ok(claimed.into_iter().map(|row| row.message).collect())
     }
 
-    /// How long until the next delayed message of a route is due or a rate lets one start; none if nothing waits for time.
+    /// How long until the next delayed message of a route is due or a rate lets one start; zero if something is ready and
+    /// no limit holds it, none if nothing waits for time.
     ///
     /// # Errors
     /// When the database does not answer.

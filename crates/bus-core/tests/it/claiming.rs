@@ -211,3 +211,19 @@ async fn payload_that_cannot_be_read_costs_only_its_own_message() {
         assert!(letter.error.starts_with("payload cannot be read: ") && letter.attempts == 1, "{letter:?}");
     }
 }
+
+#[tokio::test]
+async fn work_behind_what_has_ended_is_looked_for_at_once() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(2)).await.unwrap();
+    // as when its end and its claim meet
+    let end = "update public.agent_messages set status = 'cancelled', done_at = clock_timestamp() where payload = '{\"number\": 0}'";
+    sqlx::query(end).execute(bus.pool()).await.unwrap();
+    assert!(claim(&bus, "w", 1).await.is_empty());
+    assert_eq!(bus.next_due(&ROUTE).await.unwrap(), Some(Duration::ZERO));
+    bus.pause_route(&ROUTE, "test").await.unwrap();
+    assert_eq!(bus.next_due(&ROUTE).await.unwrap(), None, "nobody may have it");
+    bus.resume_route(&ROUTE, "test").await.unwrap();
+    assert_eq!(claim(&bus, "w", 1).await.len(), 1);
+    assert_eq!(bus.next_due(&ROUTE).await.unwrap(), None);
+}

@@ -1,5 +1,7 @@
 //! Messages that wait for others to end, and idempotency keys that end.
 
+use std::time::Duration;
+
 use cogo_bus_core::{Bus, Claimed, Completion, Error, Failure};
 use cogo_contracts::NewMessage;
 use serde_json::json;
@@ -273,6 +275,26 @@ async fn duplicate_of_what_is_gone_counts_as_ended() {
     let sent = bus.enqueue_many(&[keyed(again), waiting_for(&[again])]).await.unwrap();
     assert!(sent[0].duplicate);
     assert_eq!(claim_one(&bus, "w").await.id, sent[1].id);
+}
+
+#[tokio::test]
+async fn idempotency_key_counts_once_in_a_batch_however_short_its_window() {
+    let (bus, _database) = bus().await;
+    let keyed = |idempotency_ms| NewMessage {
+        idempotency_key: Some("twice".to_owned()),
+        idempotency_ms: Some(idempotency_ms),
+        ..message(json!({}))
+    };
+    for refused in [0, 315_576_000_001] {
+        let refused = bus.enqueue(&keyed(refused)).await;
+        assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    }
+    let mut batch = numbered(2000);
+    batch.splice(0..0, [keyed(1), keyed(1)]);
+    let sent = bus.enqueue_many(&batch).await.unwrap();
+    assert_eq!((sent[0].id, sent[0].duplicate, sent[1].duplicate), (sent[1].id, false, true));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert!(!bus.enqueue(&keyed(1)).await.unwrap().duplicate, "it was kept for a millisecond, not for 30 days");
 }
 
 #[tokio::test]

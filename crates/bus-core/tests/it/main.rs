@@ -35,4 +35,5 @@ mod stats;
 mod steering;
 mod support;
 mod tasks;
+mod unsettled;
 mod wakeups;

@@ -143,6 +143,17 @@ async fn same_key_asks_once_and_both_get_the_answer() {
 }
 
 #[tokio::test]
+async fn answer_under_a_key_that_outlived_its_message_is_said_to_be_gone() {
+    let (bus, _database) = bus().await;
+    let asked = NewMessage { idempotency_key: Some("once".to_owned()), ..message(json!({})) };
+    let first = bus.enqueue(&asked).await.unwrap().id;
+    claim(&bus, "w", 1).await;
+    sqlx::query("delete from public.agent_messages where id = $1").bind(first).execute(bus.pool()).await.unwrap();
+    let gone = bus.request(&asked, PATIENCE, &WakeUps::default()).await;
+    assert!(matches!(gone, Err(RequestError::Bus(Error::NotFound { .. }))), "{gone:?}");
+}
+
+#[tokio::test]
 async fn child_never_outlives_its_parent_through_two_hops() {
     let (bus, _database) = bus().await;
     let mut root = message(json!({}));

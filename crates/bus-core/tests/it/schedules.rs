@@ -346,6 +346,17 @@ async fn schedule_of_a_drained_route_waits_until_it_is_opened() {
     bus.drain_route(&ROUTE, "test").await.unwrap();
     assert_eq!(bus.fire_due_schedules(10).await.unwrap(), Fired::default());
     assert_eq!(bus.next_schedule_due().await.unwrap(), None, "nobody has to look");
+    assert_eq!(cogo_bus_core::overdue(bus.pool()).await.unwrap().schedule, None);
     bus.open_route(&ROUTE, "test").await.unwrap();
     assert_eq!(bus.fire_due_schedules(10).await.unwrap(), Fired { due: 1, sent: 1, broken: 0 });
+}
+
+#[tokio::test]
+async fn time_zone_is_a_place() {
+    let (bus, _database) = bus().await;
+    for (time_zone, told) in [("posix/UTC", "a_place"), ("posixrules", "a_place"), ("Mars", "Mars is not known")] {
+        let upsert = "select bus.upsert_schedule('report', '0 0 1 * *', 'test', 'work', 'acme', time_zone => $1)";
+        let refused = sqlx::query(upsert).bind(time_zone).execute(bus.pool()).await.unwrap_err();
+        assert!(refused.to_string().contains(told), "{refused}");
+    }
 }

@@ -123,7 +123,7 @@ impl ChildWorker {
                     match self.claim(&holder, jobs.len()).await {
                         Ok((claimed, due)) => {
                             let found_some = !claimed.is_empty();
-                            pause = due.map_or(look, |due| due.min(look));
+                            pause = due.map_or(look, |due| due.max(FIRST_LOOK).min(look));
                             look = if found_some { FIRST_LOOK } else { (look * LOOKS_GROW).min(POLL) };
                             for message in claimed {
                                 jobs.spawn(attempt(self.bus.clone(), message, holder.clone(), Arc::clone(&work)));
