@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use serde::Serialize;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     command::{
-        bench_bus_load::{Plan, all},
+        bench_bus_load::{Load, Plan, all},
         bench_bus_report::median,
     },
     failure::Failure,
@@ -24,7 +24,7 @@ use crate::{
 /// Ids of one statement, made by the client.
 type Batches = Arc<Vec<Vec<Uuid>>>;
 
-/// What the server could do at most.
+/// What the server could do at most, and how near it the bus is: all in turn, since the machine may change its speed.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Limit {
     /// Rows a second into a table with only a primary key.
@@ -38,8 +38,15 @@ pub(crate) struct Limit {
     /// Median time in ms of what a ping cannot do without: three connections in turn insert a row, update it and update
     /// it again, each with a commit of its own.
     pub(crate) three_commits_ms: f64,
+    /// The bus divided by each of the first four, in their order.
+    pub(crate) enqueue_ratio: f64,
+    pub(crate) cycle_ratio: f64,
+    pub(crate) same_row_ratio: f64,
+    pub(crate) same_row_cycle_ratio: f64,
 }
 
+/// Turns of the bus and of what limits it; medians of an odd number are figures that were measured.
+const TURNS: u8 = 3;
 /// How often three commits are timed.
 const THREE_COMMITS: u16 = 100;
 
@@ -56,8 +63,51 @@ enum Step {
     UpdateSameRow,
 }
 
-/// Measures both in the schema `bench` of the database at `url`.
-pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
+/// Seconds of one turn.
+struct Turn {
+    enqueue: f64,
+    drain: f64,
+    insert: f64,
+    insert_with_room: f64,
+    update: f64,
+    insert_same_row: f64,
+    update_same_row: f64,
+}
+
+impl Turn {
+    fn cycle(&self) -> f64 {
+        self.insert_with_room + self.update
+    }
+
+    fn same_row_cycle(&self) -> f64 {
+        self.insert_same_row + self.update_same_row
+    }
+
+    fn of_bus(&self) -> f64 {
+        self.enqueue + self.drain
+    }
+}
+
+impl Limit {
+    fn of(turns: &[Turn], rows: f64, three_commits_ms: f64) -> Self {
+        let middle = |figure: fn(&Turn) -> f64| median(turns.iter().map(figure).collect()).unwrap_or(f64::NAN);
+        Self {
+            insert_per_s: rows / middle(|turn| turn.insert),
+            cycle_per_s: rows / middle(Turn::cycle),
+            same_row_per_s: rows / middle(|turn| turn.insert_same_row),
+            same_row_cycle_per_s: rows / middle(Turn::same_row_cycle),
+            three_commits_ms,
+            enqueue_ratio: middle(|turn| turn.insert / turn.enqueue),
+            cycle_ratio: middle(|turn| turn.cycle() / turn.of_bus()),
+            same_row_ratio: middle(|turn| turn.insert_same_row / turn.enqueue),
+            same_row_cycle_ratio: middle(|turn| turn.same_row_cycle() / turn.of_bus()),
+        }
+    }
+}
+
+/// Measures the limit in the schema `bench` of the database at `url`, in turn with this load on the bus.
+pub(crate) async fn measure(url: &str, load: &Load) -> Result<Limit, Failure> {
+    let plan = load.plan;
     let mut connection = PgConnection::connect(url).await?;
     for statement in [
         "create table bench.full_pages (
@@ -70,29 +120,34 @@ pub(crate) async fn measure(url: &str, plan: Plan) -> Result<Limit, Failure> {
     ] {
         sqlx::query(statement).execute(&mut connection).await?;
     }
-    let inserting = each_batch(url, plan, Step::Insert, plan.producers, &ids(plan)).await?;
-    let batches = ids(plan);
-    let first = each_batch(url, plan, Step::InsertWithRoom, plan.producers, &batches).await?;
-    // the planner guesses about a new table, and this one must use its key
-    sqlx::query("analyze bench.roomy_pages").execute(&mut connection).await?;
-    let second = each_batch(url, plan, Step::Update, plan.consumers, &batches).await?;
-    let batches = ids(plan);
-    let same_rows = each_batch(url, plan, Step::InsertSameRow, plan.producers, &batches).await?;
-    sqlx::query("analyze bench.same_rows").execute(&mut connection).await?;
-    let same_updates = each_batch(url, plan, Step::UpdateSameRow, plan.consumers, &batches).await?;
+    let mut turns = Vec::new();
+    for _ in 0..TURNS {
+        turns.push(turn(url, load, &mut connection).await?);
+    }
     let three_commits_ms = three_commits(url, plan).await?;
     // what is measured next is not to wait for the disk, or for a vacuum, on behalf of these
     sqlx::query("drop table bench.full_pages, bench.roomy_pages, bench.same_rows").execute(&mut connection).await?;
     let _ = sqlx::query("checkpoint").execute(&mut connection).await;
     connection.close().await?;
+    Ok(Limit::of(&turns, f64::from(plan.messages), three_commits_ms))
+}
+
+async fn turn(url: &str, load: &Load, connection: &mut PgConnection) -> Result<Turn, Failure> {
+    let plan = load.plan;
     let rows = f64::from(plan.messages);
-    Ok(Limit {
-        insert_per_s: rows / inserting.as_secs_f64(),
-        cycle_per_s: rows / (first + second).as_secs_f64(),
-        same_row_per_s: rows / same_rows.as_secs_f64(),
-        same_row_cycle_per_s: rows / (same_rows + same_updates).as_secs_f64(),
-        three_commits_ms,
-    })
+    let insert = each_batch(url, plan, Step::Insert, plan.producers, &ids(plan)).await?;
+    let enqueue = rows / load.enqueue().await?;
+    let batches = ids(plan);
+    let insert_same_row = each_batch(url, plan, Step::InsertSameRow, plan.producers, &batches).await?;
+    let drain = rows / load.drain().await?;
+    // the planner guesses about a new table, and these must use their keys
+    sqlx::query("analyze bench.same_rows").execute(&mut *connection).await?;
+    let update_same_row = each_batch(url, plan, Step::UpdateSameRow, plan.consumers, &batches).await?;
+    let batches = ids(plan);
+    let insert_with_room = each_batch(url, plan, Step::InsertWithRoom, plan.producers, &batches).await?;
+    sqlx::query("analyze bench.roomy_pages").execute(&mut *connection).await?;
+    let update = each_batch(url, plan, Step::Update, plan.consumers, &batches).await?;
+    Ok(Turn { enqueue, drain, insert, insert_with_room, update, insert_same_row, update_same_row })
 }
 
 async fn three_commits(url: &str, plan: Plan) -> Result<f64, Failure> {
@@ -117,13 +172,8 @@ fn ids(plan: Plan) -> Batches {
     Arc::new((0..plan.batches()).map(batch).collect())
 }
 
-async fn each_batch(
-    url: &str,
-    plan: Plan,
-    step: Step,
-    connections: u16,
-    batches: &Batches,
-) -> Result<Duration, Failure> {
+/// Answers how many seconds it took.
+async fn each_batch(url: &str, plan: Plan, step: Step, connections: u16, batches: &Batches) -> Result<f64, Failure> {
     let next = Arc::new(AtomicUsize::new(0));
     let mut workers = JoinSet::new();
     let mut open = Vec::new();
@@ -141,7 +191,7 @@ async fn each_batch(
         });
     }
     all(workers).await?;
-    Ok(began.elapsed())
+    Ok(began.elapsed().as_secs_f64())
 }
 
 async fn run(connection: &mut PgConnection, plan: Plan, step: Step, ids: &[Uuid]) -> Result<(), Failure> {
@@ -185,4 +235,28 @@ async fn run(connection: &mut PgConnection, plan: Plan, step: Step, ids: &[Uuid]
     };
     statement.execute(connection).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_compare_a_whole_life_with_a_whole_life_of_the_same_turn() {
+        let turn = |speed: f64| Turn {
+            enqueue: 2.0 / speed,
+            drain: 3.0 / speed,
+            insert: 1.0 / speed,
+            insert_with_room: 1.5 / speed,
+            update: 1.0 / speed,
+            insert_same_row: 1.6 / speed,
+            update_same_row: 1.4 / speed,
+        };
+        let limit = Limit::of(&[turn(1.0), turn(4.0), turn(2.0)], 100.0, 1.0);
+        let ratios = [limit.enqueue_ratio, limit.cycle_ratio, limit.same_row_ratio, limit.same_row_cycle_ratio];
+        for (ratio, expected) in ratios.into_iter().zip([0.5, 0.5, 0.8, 0.6]) {
+            assert!((ratio - expected).abs() < 1e-9, "{ratios:?}");
+        }
+        assert!((limit.insert_per_s - 200.0).abs() < 1e-9, "the middle one of three speeds");
+    }
 }
