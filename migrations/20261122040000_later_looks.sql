@@ -128,12 +128,15 @@ $$;
 create function bus.lock_groups(messages uuid[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
 as $$
 begin
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select distinct g.lane, g.tenant, g.group_key from bus.groups g
-            where g.id = any (lock_groups.messages)
-               or g.id in (select a.id from bus.awaited a where a.on_id = any (lock_groups.messages))
+            where g.id = any (lock_groups.messages
+                              || array(select a.id from bus.awaited a where a.on_id = any (lock_groups.messages)))
             order by 1, 2, 3) as g;
 end
 $$;
@@ -157,7 +160,7 @@ begin
     return false;
   end if;
   select bool_and(pg_try_advisory_xact_lock(hashtextextended(g.tenant || chr(10) || g.group_key, g.lane))) into free
-    from bus.groups g where g.id = try_end.message or g.id = any (waiting);
+    from bus.groups g where g.id = any (waiting || try_end.message);
   return free is not false;
 end
 $$;
@@ -174,7 +177,7 @@ begin
   perform bus.lock_rows(lock_ends.ids);
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select g.lane, g.tenant, g.group_key from bus.groups g
-            where g.id = any (lock_ends.ids) or g.id in (select a.id from bus.awaited a where a.on_id = any (lock_ends.ids))
+            where g.id = any (lock_ends.ids || array(select a.id from bus.awaited a where a.on_id = any (lock_ends.ids)))
            union
            select hashtextextended((f ->> 'service') || '/' || (f ->> 'role') || '/' || coalesce(f ->> 'shard', '0'), 0),
                   coalesce(f ->> 'tenant', m.tenant), f ->> 'group_key'
@@ -230,7 +233,7 @@ comment on column bus.unsettled.ahead is 'Transactions from this one on have see
 alter table bus.unsettled enable row level security;
 revoke all on bus.unsettled from public, anon, authenticated, service_role;
 
--- ends what of these is unfinished as bus.cancel did before, but all rows first, and then all groups
+-- ends what of these is unfinished as bus.cancel did before, but with all rows first, then all groups, then claims
 create function bus.cancel_open(open uuid[]) returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -244,6 +247,8 @@ declare
   cancelled integer := 0;
 begin
   perform bus.lock_rows(open), bus.lock_groups(open);
+  -- and then the claims that limits count
+  perform from bus.claims c where c.limited and c.ids && open order by c.holder, c.claim for update;
   for m in
     select t.* from public.agent_messages t where t.id = any (open) and t.status in ('queued', 'claimed') order by t.id
   loop
@@ -296,13 +301,44 @@ begin
        where (t.id = task or (t.root_id = task and t.root_id <> t.id)) and t.status in ('queued', 'claimed'));
   end loop;
   -- and somebody who has not committed yet may have sent some
-  insert into bus.unsettled (task) select cancel.task where cancelled > 0;
+  insert into bus.unsettled (task) select t.id from public.agent_messages t where t.id = cancel.task and t.root_id = t.id;
   perform bus.announce_tasks(array[task]);
   return cancelled;
 end
 $$;
 
-create function bus.settle_unsettled() returns void
+-- limits of the route count what of it is claimed
+create function bus.count_claims(its_lane bigint) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  c record;
+begin
+  for c in
+    select k.holder, k.claim, k.ids from bus.claims k where k.lane = its_lane and not k.limited
+     order by k.holder, k.claim for update skip locked
+  loop
+    -- an end that is under way took the claim for one that nobody counts, and may not count itself off
+    continue when (select count(*) from (select from public.agent_messages m where m.id = any (c.ids)
+                                            for no key update skip locked) as locked)
+                < (select count(*) from public.agent_messages m where m.id = any (c.ids));
+    update bus.claims k set limited = true, tenant = one.tenant, limit_key = one.limit_key
+      -- of several tenants it counts for the route alone
+      from (select case when min(m.tenant) = max(m.tenant) then min(m.tenant) end as tenant,
+                   case when min(m.tenant) = max(m.tenant) and count(m.limit_key) = count(*)
+                          and min(m.limit_key) = max(m.limit_key) then min(m.limit_key) end as limit_key
+              from public.agent_messages m where m.id = any (c.ids)) as one
+     where k.holder = c.holder and k.claim = c.claim;
+  end loop;
+end
+$$;
+
+-- applies what is unsettled, and waits for nobody: what somebody has locked is for the next time
+create function bus.settle_unsettled(max_rows integer) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
@@ -311,38 +347,40 @@ set jit = off
 as $$
 declare
   u bus.unsettled;
-  late uuid[];
+  late uuid;
+  seen integer := 0;
 begin
-  for u in select t.* from bus.unsettled t order by t.seen nulls first, t.id limit 100 for update skip locked loop
-    if u.lane is not null then
-      with late as materialized (
-        select c.holder, c.claim from bus.claims c where c.lane = u.lane and not c.limited
-           and exists (select from bus.limits l where l.lane = u.lane)
-         order by c.holder, c.claim for update skip locked
-      )
-      update bus.claims c set limited = true from late where c.holder = late.holder and c.claim = late.claim;
-    else
-      late := array(
-        select t.id from public.agent_messages t
-         where t.root_id = u.task and t.root_id <> t.id and t.status in ('queued', 'claimed')
-           -- a replay has no parent, and is meant to run
-           and exists (
-             with recursive sender as (
-               select p.id, p.parent_id, p.status from public.agent_messages p where p.id = t.parent_id
-               union all
-               select p.id, p.parent_id, p.status from sender s join public.agent_messages p on p.id = s.parent_id
-             )
-             select from sender s where s.status = 'cancelled'));
-      if cardinality(late) > 0 then
-        perform bus.cancel_open(late);
-        perform bus.announce_tasks(array[u.task]);
-        -- another task might want its locks in another order
-        return;
-      end if;
+  for u in select t.* from bus.unsettled t order by coalesce(t.seen, t.at), t.id limit max_rows for update skip locked loop
+    if u.at < clock_timestamp() - interval '1 hour' then
+      delete from bus.unsettled t where t.id = u.id;
+      continue;
     end if;
-    if u.at < clock_timestamp() - interval '1 hour'
-      -- somebody may have looked before his transaction had a number, but hardly a minute before
-      or (u.at < clock_timestamp() - interval '1 minute' and u.ahead <= pg_snapshot_xmin(pg_current_snapshot())) then
+    if u.lane is not null then
+      perform bus.count_claims(u.lane) where exists (select from bus.limits l where l.lane = u.lane);
+    else
+      for late in
+        select t.id from public.agent_messages t
+         where t.root_id = u.task and t.root_id <> t.id and t.status in ('queued', 'claimed') and t.replay_of is null
+           and (t.created_at <= u.at or exists (
+             with recursive sender as (
+               select p.parent_id, p.status from public.agent_messages p where p.id = t.parent_id
+               union all
+               select p.parent_id, p.status from sender s join public.agent_messages p on p.id = s.parent_id
+             )
+             select from sender s where s.status = 'cancelled'))
+         order by t.id limit max_rows - seen for update of t skip locked
+      loop
+        seen := seen + 1;
+        continue when (select count(*) from (select from bus.claims c where late = any (c.ids) for update skip locked) as locked)
+                    < (select count(*) from bus.claims c where late = any (c.ids));
+        perform bus.cancel_open(array[late]), bus.announce_tasks(array[u.task]) where bus.try_end(late);
+      end loop;
+      exit when seen >= max_rows;
+    end if;
+    -- somebody may have looked before his transaction had a number, but hardly a minute before
+    if u.at < clock_timestamp() - interval '1 minute' and u.ahead <= pg_snapshot_xmin(pg_current_snapshot())
+      and not exists (select from public.agent_messages t where t.root_id = u.task and t.root_id <> t.id
+                         and t.status in ('queued', 'claimed') and t.replay_of is null and t.created_at <= u.at) then
       delete from bus.unsettled t where t.id = u.id;
     else
       update bus.unsettled t
@@ -361,7 +399,6 @@ declare
   back record;
   reclaimed integer := 0;
 begin
-  perform bus.settle_unsettled();
   for c in
     select k.holder, k.claim from bus.claims k where k.lease_until <= (select clock_timestamp())
      order by k.lease_until limit max_rows for update skip locked
@@ -371,6 +408,7 @@ begin
     reclaimed := reclaimed + back.settled;
     exit when reclaimed >= max_rows;
   end loop;
+  perform bus.settle_unsettled(max_rows);
   return reclaimed;
 end
 $$;
@@ -526,6 +564,16 @@ begin
   if done.ids is null then
     return;
   end if;
+  if done.special then
+    select array_agg(m.id) filter (where m.group_key is not null), array_agg(m.root_id) filter (where m.root_id <> m.id),
+           bool_or(m.payload ? '__assignment')
+      into grouped, roots, assigned
+      from public.agent_messages m where m.id = any (done.ids);
+  end if;
+  -- groups before claims, of which limits may have to wait for one
+  if done.awaited or grouped is not null then
+    perform bus.after_end(done.ids, grouped);
+  end if;
   if done.claim = done.last_claim then
     -- all of one claim, as a worker's batches are
     freed := bus.let_go_of(complete_many.holder, done.claim, done.version, done.ids);
@@ -541,15 +589,6 @@ begin
                join unnest(complete_many.ids, complete_many.attempts) as g (id, attempt)
                  on g.id = k.id and g.attempt = k.attempt
               where k.id = any (done.ids) order by k.id, k.attempt desc, k.claim) as h;
-  end if;
-  if done.special then
-    select array_agg(m.id) filter (where m.group_key is not null), array_agg(m.root_id) filter (where m.root_id <> m.id),
-           bool_or(m.payload ? '__assignment')
-      into grouped, roots, assigned
-      from public.agent_messages m where m.id = any (done.ids);
-  end if;
-  if done.awaited or grouped is not null then
-    perform bus.after_end(done.ids, grouped);
   end if;
   if assigned then
     insert into public.bus_events (kind, tenant, message_id, root_id, route, actor, detail)
@@ -656,13 +695,14 @@ begin
        and (m.status = 'failed' or m.payload ? '__assignment')
      order by m.id;
   end if;
+  -- groups before claims, as in a completion
+  if ended.dead is not null then
+    perform bus.after_end(ended.dead, ended.dead_of_groups);
+  end if;
   perform bus.let_go(fail_many.holder, ended.claims, ended.versions, ended.ids, ended.attempts);
   -- whoever sleeps is told by what is placed, once for a route
   if ended.again is not null then
     perform bus.place(ended.again);
-  end if;
-  if ended.dead is not null then
-    perform bus.after_end(ended.dead, ended.dead_of_groups);
   end if;
   perform bus.announce_tasks(ended.tasks);
   return query select s.id, s.status from unnest(ended.ids, ended.statuses) as s (id, status);
@@ -1028,7 +1068,7 @@ declare
 begin
   -- a task that is just being removed is gone, and one of which something is replayed is not removed
   perform from public.agent_messages r
-    where r.id = (select t.root_id from public.agent_messages t where t.id = dead_letter) for key share;
+    where r.id = (select t.root_id from public.agent_messages t where t.id = dead_letter) and r.id <> dead_letter for key share;
   select t.* into m from public.agent_messages t where t.id = dead_letter for update;
   if not found then
     raise exception 'Message % does not exist', dead_letter using errcode = 'no_data_found';
@@ -1113,6 +1153,7 @@ as $$
 #variable_conflict use_column
 declare
   dead uuid[];
+  one record;
 begin
   if (replay_many.per_second > 0) is not true then
     raise exception 'A rate must be positive' using errcode = 'invalid_parameter_value';
@@ -1127,7 +1168,20 @@ begin
                         where r.root_id = m.root_id and r.root_id <> r.id and r.replay_of = m.id
                           and r.status in ('queued', 'claimed', 'done'))
      order by d.failed_at, d.id limit replay_many.max_messages);
-  -- as a sender of all of them
+  -- what bus.replay_after locks, all rows in the order of their ids and then all groups
+  for one in
+    select r.id, bool_or(r.is_dead) as is_dead
+      from (select m.id, true from public.agent_messages m where m.id = any (dead)
+            union all
+            select m.root_id, false from public.agent_messages m where m.id = any (dead)) as r (id, is_dead)
+     group by r.id order by r.id
+  loop
+    if one.is_dead then
+      perform from public.agent_messages m where m.id = one.id for update;
+    else
+      perform from public.agent_messages m where m.id = one.id for key share;
+    end if;
+  end loop;
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select distinct bus.lane(m.service || '/' || m.role || '/' || m.shard, null), m.tenant, m.group_key
              from public.agent_messages m where m.id = any (dead) and m.group_key is not null
@@ -1182,8 +1236,9 @@ begin
        order by 2, 3, 1
     loop
       if (one.tenant, one.key) = (last_tenant, last_key) then
-        -- twice in one batch is once, however short its window
+        -- twice in one batch is once, however short its window, and under one id as well
         owners[one.o] := owner;
+        batch.ids[one.o] := nullif(batch.ids[one.o], owner);
       else
         owner := bus.take_key(one.tenant, one.key, batch.ids[one.o], one.window_ms);
         owners[one.o] := owner;
@@ -1228,7 +1283,7 @@ begin
    where owners[e.o] = batch.ids[e.o]
    order by e.o;
 
-  return query select o, owners[o], owners[o] <> batch.ids[o] from generate_series(1, cardinality(owners)::bigint) as o;
+  return query select o, owners[o], owners[o] is distinct from batch.ids[o] from generate_series(1, cardinality(owners)::bigint) as o;
 end
 $$;
 
@@ -1279,10 +1334,11 @@ language sql stable security definer
 set search_path = pg_catalog, pg_temp
 as $$
   with recursive lane as (
-    select hashtextextended(next_due.service || '/' || next_due.role || '/' || next_due.shard, 0) as lane
+    select l.lane from (select hashtextextended(next_due.service || '/' || next_due.role || '/' || next_due.shard, 0)) as l (lane)
+     where not exists (select from bus.routes r where r.lane = l.lane and r.paused)
   ), rated as (
     select r.lane, r.keyed from bus.routes r, lane
-     where r.lane = lane.lane and not r.paused
+     where r.lane = lane.lane
        and exists (select from bus.limits l where l.lane = r.lane and l.per_second is not null)
   ), head as (
     select f.share, f.tenant, f.limit_key, 1 as n
@@ -1301,21 +1357,20 @@ as $$
     (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
        from bus.delayed d join lane on d.lane = lane.lane order by d.due limit 1),
     (select greatest(0, ceil(extract(epoch from d.due - clock_timestamp()) * 1000))::bigint
-       from bus.delayed d
+       from bus.delayed d, lane
       where next_due.instance is not null
         and d.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)
       order by d.due limit 1),
     (select min(bus.token_wait(rated.lane, h.tenant, case when rated.keyed then h.limit_key end)) from head h, rated),
     (select 0 from lane
-      where not exists (select from bus.routes r where r.lane = lane.lane and r.paused)
-        and not exists (select from bus.limits l where l.lane = lane.lane)
+      where not exists (select from bus.limits l where l.lane = lane.lane)
         and (exists (select from bus.ready r where r.lane = lane.lane)
              or exists (select from bus.ready r where next_due.instance is not null
                            and r.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)))))
 $$;
 
 comment on function bus.next_due(text, text, integer, text)
-  is 'Milliseconds until the next delayed message of a route is due, or a rate lets one start; 0 if something is ready and no limit holds it, null if nothing waits for time.';
+  is 'Milliseconds until the next delayed message of a route is due, or a rate lets one start; 0 if something is ready and the route has no limit, null if nothing waits for time or the route is paused.';
 
 -- as before; who has the key already keeps it
 create or replace function bus.take_key(tenant text, idempotency_key text, id uuid, window_ms bigint) returns uuid
@@ -1329,17 +1384,21 @@ begin
   if take_key.window_ms not between 1 and 315576000000 then
     raise exception 'An idempotency key is kept for 1 ms to 10 years' using errcode = 'invalid_parameter_value';
   end if;
-  -- waits for a concurrent sender of the same key
-  insert into bus.keys as k (tenant, idempotency_key, id, until)
-  values (take_key.tenant, take_key.idempotency_key, take_key.id,
-          clock_timestamp() + coalesce(take_key.window_ms, 2592000000) * interval '1 millisecond')
-  on conflict (tenant, idempotency_key) do update set id = excluded.id, until = excluded.until
-   where k.until <= clock_timestamp() and k.id <> excluded.id
-  returning k.id into owner;
-  if owner is null then
-    select k.id into owner from bus.keys k
-     where k.tenant = take_key.tenant and k.idempotency_key = take_key.idempotency_key;
-  end if;
+  loop
+    -- waits for a concurrent sender of the same key
+    insert into bus.keys as k (tenant, idempotency_key, id, until)
+    values (take_key.tenant, take_key.idempotency_key, take_key.id,
+            clock_timestamp() + coalesce(take_key.window_ms, 2592000000) * interval '1 millisecond')
+    on conflict (tenant, idempotency_key) do update set id = excluded.id, until = excluded.until
+     where k.until <= clock_timestamp() and k.id <> excluded.id
+    returning k.id into owner;
+    if owner is null then
+      select k.id into owner from bus.keys k
+       where k.tenant = take_key.tenant and k.idempotency_key = take_key.idempotency_key;
+    end if;
+    -- none: retention has just removed it
+    exit when owner is not null;
+  end loop;
   return owner;
 end
 $$;
@@ -1381,6 +1440,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform bus.count_claims(n.lane) from (select distinct n.lane from new_rows n) as n;
   insert into bus.unsettled (lane) select distinct n.lane from new_rows n;
   return null;
 end
@@ -1393,5 +1453,6 @@ revoke all on function bus.lock_groups(uuid[]) from public, anon, authenticated;
 revoke all on function bus.try_end(uuid) from public, anon, authenticated;
 revoke all on function bus.lock_ends(uuid[], jsonb[]) from public, anon, authenticated;
 revoke all on function bus.cancel_open(uuid[]) from public, anon, authenticated;
-revoke all on function bus.settle_unsettled() from public, anon, authenticated;
+revoke all on function bus.count_claims(bigint) from public, anon, authenticated;
+revoke all on function bus.settle_unsettled(integer) from public, anon, authenticated;
 revoke all on function bus.limited_later() from public, anon, authenticated;

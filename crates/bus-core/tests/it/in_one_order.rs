@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, Completion, Failure};
+use cogo_bus_core::{Bus, Completion, CountedBy, Error, Failure, Limit};
 use cogo_contracts::NewMessage;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -10,7 +10,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::support::{
-    PATIENCE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses, until_somebody_waits_for_a_lock,
+    PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses,
+    until_somebody_waits_for_a_lock,
 };
 
 fn of_group(group: &str) -> NewMessage {
@@ -261,4 +262,115 @@ async fn replaying_to_two_groups_waits_in_their_order() {
     .await;
     assert_eq!(replayed, 2);
     assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn completions_of_a_limited_claim_take_groups_first() {
+    let (bus, _database) = bus().await;
+    let limit =
+        Limit { counted_by: CountedBy::Route, subject: None, max_running: Some(10), per_second: None, burst: None };
+    bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
+    for fails in [false, true] {
+        bus.enqueue_many(&[of_group("first"), of_group("second")]).await.unwrap();
+        let mut held = claim(&bus, "w", 2).await;
+        held.sort_by_key(|held| held.payload["group"] == "second");
+        let [first, second] = <[_; 2]>::try_from(held).unwrap();
+        let mut sender = bus.pool().begin().await.unwrap();
+        Bus::enqueue_in(&mut sender, &of_group("third")).await.unwrap();
+        let tasks = TaskTracker::new();
+        let sending = tasks.spawn({
+            let bus = bus.clone();
+            let follow_ups = vec![of_group("second"), of_group("third")];
+            async move { bus.complete(&first.fence(), "w", &Completion { follow_ups, ..Completion::default() }).await }
+        });
+        until_somebody_waits_for_a_lock(&bus, "bus.complete(").await;
+        let ending = tasks.spawn({
+            let bus = bus.clone();
+            let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+            async move {
+                let ended = if fails {
+                    bus.fail_many(&[(second.fence(), broken)], "w").await.map(|failed| failed.len())
+                } else {
+                    bus.complete_many(&[(second.fence(), Completion::default())], "w").await.map(|done| done.len())
+                };
+                ended.map(|ended| ended == 1)
+            }
+        });
+        until_somebody_waits_for_a_lock(&bus, if fails { "bus.fail_many" } else { "bus.complete_many" }).await;
+        sender.commit().await.unwrap();
+        assert!(sending.await.unwrap().unwrap());
+        assert!(ending.await.unwrap().unwrap());
+        for _ in 0..2 {
+            for left in claim(&bus, "w", 10).await {
+                assert!(bus.complete(&left.fence(), "w", &Completion::default()).await.unwrap());
+            }
+        }
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn replaying_many_locks_rows_before_groups() {
+    let (bus, _database) = bus().await;
+    let broken = || Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    let dead = bus.enqueue(&of_group("a")).await.unwrap().id;
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
+    let root = Uuid::now_v7();
+    bus.enqueue(&NewMessage { id: Some(root), ..of_group("a") }).await.unwrap();
+    let held = claim_one(&bus, "w").await;
+    let insert = "insert into public.agent_messages (service, role, tenant, payload, parent_id)
+                  values ('test', 'work', 'acme', '{}', $1)";
+    sqlx::query(insert).bind(root).execute(bus.pool()).await.unwrap();
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
+    let mut other = bus.pool().begin().await.unwrap();
+    let lock = "select from public.agent_messages where id = $1 for update";
+    sqlx::query(lock).bind(dead).execute(&mut *other).await.unwrap();
+    let tasks = TaskTracker::new();
+    let replaying = tasks.spawn({
+        let bus = bus.clone();
+        let replay = "select count(*) from bus.replay_many()";
+        async move { sqlx::query_scalar::<_, i64>(replay).fetch_one(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
+    let failing = tasks.spawn({
+        let bus = bus.clone();
+        async move { bus.fail(&held.fence(), "w", &broken()).await }
+    });
+    // it ends, or waits for the one who replays
+    tokio::time::sleep(PAUSE * 20).await;
+    other.commit().await.unwrap();
+    assert_eq!(replaying.await.unwrap().unwrap(), 2);
+    assert!(failing.await.unwrap().unwrap().is_some());
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn replaying_one_root_twice_at_once_replays_it_once() {
+    let (bus, _database) = bus().await;
+    let dead = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
+    let mut other = bus.pool().begin().await.unwrap();
+    sqlx::query("select from public.agent_messages where id = $1 for key share")
+        .bind(dead)
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let tasks = TaskTracker::new();
+    let replays = [(); 2].map(|()| {
+        let bus = bus.clone();
+        tasks.spawn(async move { bus.replay(dead).await })
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.replay").await;
+    // both by then
+    tokio::time::sleep(PAUSE * 20).await;
+    other.commit().await.unwrap();
+    let mut replayed = 0;
+    for replay in replays {
+        match replay.await.unwrap() {
+            Ok(_) => replayed += 1,
+            Err(error) => assert!(matches!(error, Error::Conflict { .. }), "{error:?}"),
+        }
+    }
+    assert_eq!(replayed, 1);
 }

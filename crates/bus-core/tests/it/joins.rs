@@ -295,6 +295,10 @@ async fn idempotency_key_counts_once_in_a_batch_however_short_its_window() {
     assert_eq!((sent[0].id, sent[0].duplicate, sent[1].duplicate), (sent[1].id, false, true));
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert!(!bus.enqueue(&keyed(1)).await.unwrap().duplicate, "it was kept for a millisecond, not for 30 days");
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let alike = NewMessage { id: Some(Uuid::now_v7()), ..keyed(3_600_000) };
+    let sent = bus.enqueue_many(&[alike.clone(), alike]).await.unwrap();
+    assert_eq!((sent[0].duplicate, sent[1].duplicate), (false, true));
 }
 
 #[tokio::test]

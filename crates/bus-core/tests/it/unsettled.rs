@@ -1,6 +1,7 @@
 //! What was decided also holds for those who were under way and did not see it.
 
 use cogo_bus_core::{Bus, Completion, CountedBy, Failure, Limit, Overdue, overdue};
+use cogo_contracts::NewMessage;
 use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -126,4 +127,65 @@ async fn claim_that_was_open_while_its_route_was_limited_counts() {
     leases_to_pass(&bus).await;
     assert_eq!(bus.reclaim(10).await.unwrap(), 1);
     assert_eq!(claim(&bus, "late", 3).await.len(), 1);
+}
+
+#[tokio::test]
+async fn late_children_wait_for_nobody_and_hold_up_no_lease() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let mut sender = bus.pool().begin().await.unwrap();
+    let of_group = NewMessage { group_key: Some("a".to_owned()), ..message(json!({})) };
+    let grouped = "insert into public.agent_messages (service, role, tenant, payload, parent_id, group_key)
+                   values ('test', 'work', 'acme', '{}', $1, 'a') returning id";
+    let children: [Uuid; 2] = [
+        sqlx::query_scalar(grouped).bind(root).fetch_one(&mut *sender).await.unwrap(),
+        child_of(root, &mut sender).await,
+    ];
+    bus.cancel(root).await.unwrap();
+    sender.commit().await.unwrap();
+    let mut other = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut other, &of_group).await.unwrap();
+    let held = claim(&bus, "w", 2).await;
+    assert_eq!(held.len(), 2);
+    // a handler that completes in a transaction of its own
+    let mut handler = bus.pool().begin().await.unwrap();
+    let second = held.iter().find(|held| held.id == children[1]).unwrap();
+    assert!(Bus::complete_in(&mut handler, &second.fence(), "w", &Completion::default()).await.unwrap());
+    tokio::time::timeout(PATIENCE, bus.reclaim(10)).await.expect("it waits").unwrap();
+    assert_eq!(task(&bus, children[0]).await, "claimed", "somebody has its group");
+    other.rollback().await.unwrap();
+    handler.rollback().await.unwrap();
+    bus.reclaim(10).await.unwrap();
+    for child in children {
+        assert_eq!(task(&bus, child).await, "cancelled");
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn late_child_of_what_was_done_ends_with_its_task() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let held = claim_one(&bus, "w").await;
+    assert!(bus.complete(&held.fence(), "w", &Completion::default()).await.unwrap());
+    let mut sender = bus.pool().begin().await.unwrap();
+    let child = child_of(root, &mut sender).await;
+    assert_eq!(bus.cancel(root).await.unwrap(), 0);
+    sender.commit().await.unwrap();
+    bus.reclaim(10).await.unwrap();
+    assert_eq!(task(&bus, child).await, "cancelled");
+    let later = child_of(root, &mut bus.pool().acquire().await.unwrap()).await;
+    bus.reclaim(10).await.unwrap();
+    assert_eq!(task(&bus, later).await, "queued", "it was sent afterwards");
+}
+
+#[tokio::test]
+async fn claim_of_one_tenant_counts_for_his_limit() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&[message(json!({})), message(json!({}))]).await.unwrap();
+    claim_one(&bus, "early").await;
+    let limit =
+        Limit { counted_by: CountedBy::Tenant, subject: None, max_running: Some(1), per_second: None, burst: None };
+    bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
+    assert!(claim(&bus, "late", 1).await.is_empty(), "one of this tenant runs");
 }
