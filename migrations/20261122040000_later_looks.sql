@@ -165,7 +165,7 @@ begin
 end
 $$;
 
--- the rows of messages that end, and then the groups of these and of what is sent with their ends
+-- the rows of messages that end, then the groups of these and of what is sent with their ends, then claims that limits count
 create function bus.lock_ends(ids uuid[], follow_ups jsonb[]) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -174,7 +174,10 @@ set enable_seqscan = off
 set jit = off
 as $$
 begin
-  perform bus.lock_rows(lock_ends.ids);
+  -- what follow-ups await is locked once more when they are sent
+  perform bus.lock_rows(lock_ends.ids || array(
+    select a::uuid
+      from unnest(lock_ends.follow_ups) as e, jsonb_array_elements(e) as f, jsonb_array_elements_text(nullif(f -> 'awaits', 'null')) as a));
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select g.lane, g.tenant, g.group_key from bus.groups g
             where g.id = any (lock_ends.ids || array(select a.id from bus.awaited a where a.on_id = any (lock_ends.ids)))
@@ -186,6 +189,7 @@ begin
             cross join lateral jsonb_array_elements(e.follow_ups) as f
             where f ->> 'group_key' is not null
             order by 1, 2, 3) as g;
+  perform from bus.claims c where c.limited and c.ids && lock_ends.ids order by c.holder, c.claim for update;
 end
 $$;
 
@@ -233,6 +237,41 @@ comment on column bus.unsettled.ahead is 'Transactions from this one on have see
 alter table bus.unsettled enable row level security;
 revoke all on bus.unsettled from public, anon, authenticated, service_role;
 
+-- as bus.unplace, of many together: a chunk that loses a hundred is written once
+create function bus.unplace_many(messages uuid[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+  chunk record;
+begin
+  delete from bus.delayed d using public.agent_messages m
+   where m.id = any (messages) and m.retry_at is not null and d.id = m.id and d.due = m.retry_at
+     and d.lane = bus.lane(m.service || '/' || m.role || '/' || m.shard, m.target_instance);
+  for chunk in
+    select r.lane, r.share, r.due, r.chunk,
+           array(select i from unnest(r.ids) with ordinality as t (i, place)
+                  where (i in (select unnest(messages))) is not true order by place) as rest
+      from (select distinct bus.lane(m.service || '/' || m.role || '/' || m.shard, m.target_instance) as lane, m.tenant
+              from public.agent_messages m where m.id = any (messages) and m.status = 'queued') as l
+      join bus.ready r on r.lane = l.lane and r.tenant = l.tenant
+     where exists (select from unnest(r.ids) as i where i in (select unnest(messages)))
+     for update of r skip locked
+  loop
+    if cardinality(chunk.rest) = 0 then
+      delete from bus.ready r
+       where r.lane = chunk.lane and r.share = chunk.share and r.due = chunk.due and r.chunk = chunk.chunk;
+    else
+      update bus.ready r set ids = chunk.rest
+       where r.lane = chunk.lane and r.share = chunk.share and r.due = chunk.due and r.chunk = chunk.chunk;
+    end if;
+  end loop;
+end
+$$;
+
 -- ends what of these is unfinished as bus.cancel did before, but with all rows first, then all groups, then claims
 create function bus.cancel_open(open uuid[]) returns integer
 language plpgsql
@@ -244,11 +283,13 @@ as $$
 declare
   m public.agent_messages;
   held record;
-  cancelled integer := 0;
+  ended uuid[] := '{}';
+  grouped uuid[];
 begin
   perform bus.lock_rows(open), bus.lock_groups(open);
   -- and then the claims that limits count
   perform from bus.claims c where c.limited and c.ids && open order by c.holder, c.claim for update;
+  perform bus.unplace_many(open) where cardinality(open) > 1;
   for m in
     select t.* from public.agent_messages t where t.id = any (open) and t.status in ('queued', 'claimed') order by t.id
   loop
@@ -257,6 +298,9 @@ begin
      where m.id = any (c.ids)
        and c.attempts[array_position(c.ids, m.id)] = m.attempts + (m.status = 'queued')::integer
        and (m.status = 'queued' or c.holder = m.claimed_by);
+    if held.claim is null and cardinality(open) = 1 then
+      perform bus.unplace(m);
+    end if;
     update public.agent_messages as t
        set status = 'cancelled', done_at = clock_timestamp(), lease_until = null, retry_at = null,
            attempts = coalesce(held.attempt, t.attempts), claimed_by = coalesce(held.holder, t.claimed_by),
@@ -266,16 +310,16 @@ begin
       perform bus.let_go(held.holder, array[held.claim], array[held.version], array[m.id], array[held.attempt]);
       insert into bus.attempts (id, attempt, holder, started_at, outcome)
       values (m.id, held.attempt, held.holder, held.claimed_at, 'cancelled') on conflict do nothing;
-    else
-      perform bus.unplace(m);
     end if;
-    delete from bus.joins j where j.id = m.id;
-    perform bus.after_end(array[m.id], case when m.group_key is not null then array[m.id] end);
     perform bus.record_event('message_cancelled', m, 'bus.cancel', jsonb_build_object('was', case when held.claim is null then m.status else 'claimed' end));
     perform pg_notify('bus_cancel', m.id::text);
-    cancelled := cancelled + 1;
+    ended := ended || m.id;
+    grouped := case when m.group_key is not null then grouped || m.id else grouped end;
   end loop;
-  return cancelled;
+  delete from bus.joins j where j.id = any (ended);
+  -- none of a group is placed that ends here as well
+  perform bus.after_end(ended, grouped);
+  return cardinality(ended);
 end
 $$;
 
@@ -319,7 +363,10 @@ declare
   c record;
 begin
   for c in
-    select k.holder, k.claim, k.ids from bus.claims k where k.lane = its_lane and not k.limited
+    select k.holder, k.claim, k.ids from bus.claims k
+     where k.lane = its_lane
+       and (not k.limited
+            or (k.limit_key is null and exists (select from bus.limits l where l.lane = its_lane and l.counted_by = 'key')))
      order by k.holder, k.claim for update skip locked
   loop
     -- an end that is under way took the claim for one that nobody counts, and may not count itself off
@@ -718,7 +765,7 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if complete.follow_ups @? '$[*].group_key' then
+  if complete.follow_ups @? '$[*] ? (exists (@.group_key) || exists (@.awaits))' then
     perform bus.lock_ends(array[complete.id], array[complete.follow_ups]);
   end if;
   perform from bus.complete_many(array[complete.id], array[complete.attempt], complete.holder, array[complete.result],
@@ -748,7 +795,7 @@ declare
 begin
   perform bus.lock_ends(array_agg(r.id), array_agg(coalesce(nullif(r.ending -> 'follow_ups', 'null'), '[]')))
      from bus.read_endings(settle_together.ended) as r
-   having count(*) > 1 or bool_or(r.ending @? '$.follow_ups[*].group_key');
+   having count(*) > 1 or bool_or(r.ending @? '$.follow_ups[*] ? (exists (@.group_key) || exists (@.awaits))');
   for kind in
     select r.outcome, array_agg(r.id) as ids, array_agg(r.attempt) as attempts, array_agg(r.ending) as endings
       from bus.read_endings(settle_together.ended) as r group by r.outcome order by r.outcome
@@ -964,6 +1011,8 @@ begin
           returning c.claim into one_claim;
           update bus.buckets b set tokens = b.tokens - cardinality(got.ids)
            where b.lane = settings.lane
+             and exists (select from bus.limits l
+                          where l.lane = b.lane and l.counted_by = b.counted_by and l.per_second is not null)
              and (b.counted_by = 'route' or (b.counted_by = 'tenant' and b.subject = head.tenant)
                   or (b.counted_by = 'key' and b.subject = head.tenant || '/' || head.limit_key));
           ids := ids || got.ids;
@@ -1155,7 +1204,7 @@ declare
   dead uuid[];
   one record;
 begin
-  if (replay_many.per_second > 0) is not true then
+  if (replay_many.per_second > 0 and replay_many.per_second < 'infinity') is not true then
     raise exception 'A rate must be positive' using errcode = 'invalid_parameter_value';
   end if;
   dead := array(
@@ -1182,6 +1231,14 @@ begin
       perform from public.agent_messages m where m.id = one.id for key share;
     end if;
   end loop;
+  -- some may have been replayed or removed by those who had them before
+  dead := array(
+    select o.id from unnest(dead) with ordinality as o (id, place)
+      join public.agent_messages m on m.id = o.id and m.status = 'failed'
+     where not exists (select from public.agent_messages r
+                        where r.root_id = m.root_id and r.root_id <> r.id and r.replay_of = m.id
+                          and r.status in ('queued', 'claimed', 'done'))
+     order by o.place);
   perform bus.lock_group(g.lane, g.tenant, g.group_key)
      from (select distinct bus.lane(m.service || '/' || m.role || '/' || m.shard, null), m.tenant, m.group_key
              from public.agent_messages m where m.id = any (dead) and m.group_key is not null
@@ -1219,7 +1276,7 @@ begin
   select array_agg(coalesce((e.m ->> 'id')::uuid, bus.uuid_v7()) order by e.o) as ids,
          max((select k from jsonb_object_keys(e.m - known) as k limit 1)) as unknown,
          coalesce(bool_or(e.m ->> 'idempotency_key' is not null), false) as keyed,
-         coalesce(bool_or(e.m -> 'awaits' is not null), false) as awaiting
+         coalesce(bool_or(nullif(e.m -> 'awaits', 'null') is not null), false) as awaiting
     into batch
     from jsonb_array_elements(messages) with ordinality as e (m, o);
   if batch.unknown is not null then
@@ -1242,23 +1299,32 @@ begin
       else
         owner := bus.take_key(one.tenant, one.key, batch.ids[one.o], one.window_ms);
         owners[one.o] := owner;
+        if owner = batch.ids[one.o] and exists (select from public.agent_messages m where m.id = owner) then
+          -- sent again under its own id
+          batch.ids[one.o] := null;
+        end if;
         last_tenant := one.tenant;
         last_key := one.key;
       end if;
     end loop;
   end if;
   if batch.awaiting then
+    -- as bus.await locks them for each
+    perform from public.agent_messages m
+      where m.id = any (array(select a::uuid from jsonb_array_elements(messages) as e (m), jsonb_array_elements_text(nullif(e.m -> 'awaits', 'null')) as a)
+                        || owners)
+      order by m.id for share;
     for one in
       select batch.ids[e.o] as id, e.m ->> 'tenant' as tenant, e.m -> 'awaits' as awaits, e.o::integer as place
         from jsonb_array_elements(messages) with ordinality as e (m, o)
-       where e.m -> 'awaits' is not null and owners[e.o] = batch.ids[e.o]
+       where nullif(e.m -> 'awaits', 'null') is not null and owners[e.o] = batch.ids[e.o]
        order by 1
     loop
       -- of the batch only what stands before it, so that no two wait for each other
       perform bus.await(one.id, one.tenant, array(
         select coalesce(known.id, a::uuid)
           from jsonb_array_elements_text(one.awaits) as a
-          left join lateral (select owners[p] as id, owners[p] = batch.ids[p] as is_new
+          left join lateral (select owners[p] as id, owners[p] = any (batch.ids) as is_new
                                from generate_subscripts(batch.ids, 1) as p where batch.ids[p] = a::uuid limit 1) as known on true
          -- a key may outlive its message, which has ended then
          where known.id is null or known.is_new or exists (select from public.agent_messages m where m.id = known.id)),
@@ -1278,7 +1344,7 @@ begin
          coalesce((e.m ->> 'root_id')::uuid, batch.ids[e.o]), (e.m ->> 'parent_id')::uuid, e.m ->> 'reply_to',
          e.m ->> 'idempotency_key', e.m ->> 'group_key', e.m ->> 'limit_key', e.m ->> 'target_instance',
          coalesce(e.m -> 'headers', '{}'),
-         batch.awaiting and e.m -> 'awaits' is not null and exists (select from bus.joins j where j.id = batch.ids[e.o])
+         batch.awaiting and nullif(e.m -> 'awaits', 'null') is not null and exists (select from bus.joins j where j.id = batch.ids[e.o])
     from jsonb_array_elements(messages) with ordinality as e (m, o)
    where owners[e.o] = batch.ids[e.o]
    order by e.o;
@@ -1362,6 +1428,12 @@ as $$
         and d.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance)
       order by d.due limit 1),
     (select min(bus.token_wait(rated.lane, h.tenant, case when rated.keyed then h.limit_key end)) from head h, rated),
+    (select min(bus.token_wait(rated.lane, h.tenant, case when rated.keyed then h.limit_key end))
+       from rated
+      cross join lateral (
+        select distinct r.tenant, r.limit_key from bus.ready r
+         where next_due.instance is not null
+           and r.lane = bus.lane(next_due.service || '/' || next_due.role || '/' || next_due.shard, next_due.instance) limit 64) as h),
     (select 0 from lane
       where not exists (select from bus.limits l where l.lane = lane.lane)
         and (exists (select from bus.ready r where r.lane = lane.lane)
@@ -1424,6 +1496,41 @@ begin
     order by m.id for share;
 end
 $$;
+-- as before, within the window of the key and while there is a message to answer
+create or replace function bus.ask(id uuid, holder text, attempt smallint, question jsonb, deadline_ms bigint) returns jsonb
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  caller record;
+  key text;
+  sent uuid;
+begin
+  if jsonb_typeof(ask.question) is distinct from 'object' then
+    raise exception 'A question must be a JSON object' using errcode = 'invalid_parameter_value';
+  end if;
+  if (select h.until from bus.held_by(ask.holder, jsonb_build_object(ask.id, ask.attempt)) as h) is null then
+    raise exception 'Message % is not %''s any more', ask.id, ask.holder using errcode = 'object_not_in_prerequisite_state';
+  end if;
+  select m.tenant, m.headers into caller from public.agent_messages m where m.id = ask.id;
+  key := coalesce(ask.question ->> 'idempotency_key', ask.id || '/' || ask.attempt || '/' || md5(ask.question::text));
+  -- whoever asks again waits for the answer
+  select k.id into sent from bus.keys k join public.agent_messages m on m.id = k.id
+   where k.tenant = caller.tenant and k.idempotency_key = key and k.until > clock_timestamp();
+  if not found then
+    select r.id into sent
+      from bus.request(
+        jsonb_build_object('headers', caller.headers) || ask.question || jsonb_build_object('idempotency_key', key),
+        ask.deadline_ms, ask.holder, ask.id) as r;
+  end if;
+  return bus.reply(sent);
+end
+$$;
+
+alter table bus.routes add constraint service_and_role_are_names check (
+  service ~ '^[a-z][a-z0-9-]*$' and length(service) <= 63 and role ~ '^[a-z][a-z0-9-]*$' and length(role) <= 63
+  and shard between 0 and 65535) not valid;
+
 -- names of files in the time zone database that are no places
 update bus.schedules s
    set time_zone = regexp_replace(s.time_zone, '^(posix|right)/', ''), next_at = null, revision = s.revision + 1
@@ -1452,6 +1559,7 @@ revoke all on function bus.lock_rows(uuid[]) from public, anon, authenticated;
 revoke all on function bus.lock_groups(uuid[]) from public, anon, authenticated;
 revoke all on function bus.try_end(uuid) from public, anon, authenticated;
 revoke all on function bus.lock_ends(uuid[], jsonb[]) from public, anon, authenticated;
+revoke all on function bus.unplace_many(uuid[]) from public, anon, authenticated;
 revoke all on function bus.cancel_open(uuid[]) from public, anon, authenticated;
 revoke all on function bus.count_claims(bigint) from public, anon, authenticated;
 revoke all on function bus.settle_unsettled(integer) from public, anon, authenticated;

@@ -71,3 +71,13 @@ async fn many_are_replayed_oldest_first_and_spread_over_time() {
     assert!((60..=100).contains(&due), "the next after 100 s: {due}");
     assert_eq!(bus.replay_many(None, None, 50.0, 10).await.unwrap().len(), 1, "each once");
 }
+
+#[tokio::test]
+async fn rate_of_replays_is_a_number() {
+    let (bus, _database) = bus().await;
+    for rate in ["0", "-1", "NaN", "Infinity"] {
+        let replay = "select count(*) from bus.replay_many(per_second => $1::text::double precision)";
+        let refused = sqlx::query(replay).bind(rate).execute(bus.pool()).await.unwrap_err();
+        assert!(refused.to_string().contains("A rate must be positive"), "{rate}: {refused}");
+    }
+}

@@ -324,3 +324,51 @@ async fn idempotency_key_is_free_again_after_its_window() {
     assert!(!second.duplicate && second.id != first.id);
     assert_eq!(bus.enqueue(&keyed).await.unwrap().id, second.id, "and in use by the second");
 }
+
+#[tokio::test]
+async fn duplicate_within_a_batch_is_awaited_through_the_first() {
+    let (bus, _database) = bus().await;
+    let keyed = |id| NewMessage { id: Some(id), idempotency_key: Some("once".to_owned()), ..message(json!({})) };
+    let [first, second] = [Uuid::now_v7(), Uuid::now_v7()];
+    let sent = bus.enqueue_many(&[keyed(first), keyed(second), waiting_for(&[second])]).await.unwrap();
+    assert_eq!((sent[1].id, sent[1].duplicate), (first, true));
+    let held = claim(&bus, "w", 10).await;
+    assert_eq!(held.iter().map(|held| held.id).collect::<Vec<_>>(), [first]);
+    complete(&bus, &held[0]).await;
+    assert_eq!(claim_one(&bus, "w").await.id, sent[2].id);
+}
+
+#[tokio::test]
+async fn message_sent_again_under_its_id_and_key_is_a_duplicate() {
+    let (bus, _database) = bus().await;
+    let id = Uuid::now_v7();
+    let keyed = NewMessage { id: Some(id), idempotency_key: Some("once".to_owned()), ..message(json!({})) };
+    for again in [false, true, true] {
+        let sent = bus.enqueue(&keyed).await.unwrap();
+        assert_eq!((sent.id, sent.duplicate), (id, again));
+    }
+}
+
+#[tokio::test]
+async fn awaited_rows_of_a_batch_are_locked_in_their_order() {
+    let (bus, _database) = bus().await;
+    let [first, second] = [Uuid::now_v7(), Uuid::now_v7()];
+    bus.enqueue_many(&[first, second].map(|id| NewMessage { id: Some(id), ..message(json!({})) })).await.unwrap();
+    let held = claim(&bus, "w", 2).await;
+    let mut other = bus.pool().begin().await.unwrap();
+    let lock = "select from public.agent_messages where id = $1 for update";
+    sqlx::query(lock).bind(first).execute(&mut *other).await.unwrap();
+    let tasks = TaskTracker::new();
+    let sending = tasks.spawn({
+        let bus = bus.clone();
+        async move { bus.enqueue_many(&[waiting_for(&[second]), waiting_for(&[first])]).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "enqueue_many").await;
+    let ends: Vec<_> = held.iter().map(|held| (held.fence(), Completion::default())).collect();
+    sqlx::query(lock).bind(second).execute(&mut *other).await.unwrap();
+    other.commit().await.unwrap();
+    assert_eq!(bus.complete_many(&ends, "w").await.unwrap().len(), 2);
+    assert_eq!(sending.await.unwrap().unwrap().len(), 2);
+    assert_eq!(claim(&bus, "w", 10).await.len(), 2);
+    assert_eq!(misplaced(&bus).await, 0);
+}

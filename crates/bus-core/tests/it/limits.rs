@@ -362,3 +362,17 @@ async fn tenants_who_may_have_nothing_keep_no_other_from_his_turn() {
     assert!(claim(&bus, "w", 1).await.is_empty(), "a claim looks at 2,048");
     assert_eq!(claim_one(&bus, "w").await.tenant, free);
 }
+
+#[tokio::test]
+async fn what_starts_while_there_is_no_rate_is_not_counted_by_the_next() {
+    let (bus, _database) = bus().await;
+    bus.set_limit(&ROUTE, &rate(CountedBy::Route, 10.0, 1.0), "test").await.unwrap();
+    bus.enqueue_many(&of("acme", None, 400)).await.unwrap();
+    assert_eq!(claim(&bus, "w", 1).await.len(), 1);
+    let limit = at_most(CountedBy::Route, 1000);
+    bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
+    assert_eq!(claim(&bus, "w", 300).await.len(), 300);
+    bus.set_limit(&ROUTE, &rate(CountedBy::Route, 10.0, 1.0), "test").await.unwrap();
+    let wait = bus.next_due(&ROUTE).await.unwrap().unwrap();
+    assert!(wait <= Duration::from_millis(100), "{wait:?}");
+}

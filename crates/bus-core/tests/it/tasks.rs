@@ -5,7 +5,9 @@ use cogo_contracts::{MessageStatus, NewMessage, TaskStatus};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{ROUTE, bus, claim_one, message, until_somebody_waits_for_a_lock};
+use crate::support::{
+    ROUTE, bus, claim, claim_one, delays_to_pass, message, misplaced, statuses, until_somebody_waits_for_a_lock,
+};
 
 #[tokio::test]
 async fn task_goes_from_queued_to_the_result_of_its_last_leaf() {
@@ -75,4 +77,35 @@ async fn cancelling_catches_the_children_of_a_completion_that_was_under_way() {
     transaction.commit().await.unwrap();
     assert_eq!(cancelling.await.unwrap(), 1);
     assert_eq!(bus.task(root).await.unwrap().unwrap().status, TaskStatus::Cancelled);
+}
+
+#[tokio::test]
+async fn large_task_leaves_the_queue_whole_and_others_stay() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let insert = "insert into public.agent_messages (service, role, tenant, payload, parent_id, retry_at, group_key)
+                  select 'test', 'work', 'acme', '{}', case when n % 3 > 0 then $1 end,
+                         case when n % 5 = 0 then clock_timestamp() + interval '1 hour' end,
+                         case when n % 7 = 0 then 'group-' || n % 2 end
+                    from generate_series(1, 300) as n";
+    sqlx::query(insert).bind(root).execute(bus.pool()).await.unwrap();
+    let held = claim(&bus, "w", 20).await;
+    let cancelled = bus.cancel(root).await.unwrap();
+    assert_eq!(cancelled, 201, "the root and two of three");
+    assert_eq!(misplaced(&bus).await, 0);
+    for held in held {
+        bus.complete(&held.fence(), "w", &Completion::default()).await.unwrap();
+    }
+    loop {
+        delays_to_pass(&bus).await;
+        let more = claim(&bus, "w", 100).await;
+        if more.is_empty() {
+            break;
+        }
+        for held in more {
+            assert!(bus.complete(&held.fence(), "w", &Completion::default()).await.unwrap());
+        }
+    }
+    assert_eq!(statuses(&bus).await, [("cancelled".to_owned(), 201), ("done".to_owned(), 100)]);
+    assert_eq!(misplaced(&bus).await, 0);
 }
