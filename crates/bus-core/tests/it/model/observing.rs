@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::model::{
     operations::HOLDERS,
-    state::{Lease, Message, Model, State},
+    state::{Lease, Message, Model, State, TimeToLive},
 };
 
 /// One message as everybody can see it.
@@ -136,6 +136,17 @@ pub(super) async fn hold_delays(bus: &Bus, model: &Model) {
         let ids: Vec<Uuid> = later.iter().map(|number| model.messages[*number].id).collect();
         move_delays(bus, &ids, Duration::from_secs(86_400)).await;
     }
+}
+
+/// Keeps what somebody held when its time was over from being looked at once more before the model says so.
+pub(super) async fn hold_looks(bus: &Bus, model: &Model) {
+    let swept = model.numbers(|message| message.time_to_live == TimeToLive::Swept && !message.ended());
+    let ids: Vec<Uuid> = swept.iter().map(|number| model.messages[*number].id).collect();
+    sqlx::query("update bus.expiring set at = clock_timestamp() + interval '1 day' where id = any ($1)")
+        .bind(ids)
+        .execute(bus.pool())
+        .await
+        .unwrap();
 }
 
 /// Lets the delays of unfinished messages end in so long from now.

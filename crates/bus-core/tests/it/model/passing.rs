@@ -64,8 +64,11 @@ impl Run<'_> {
         .execute(self.bus.pool())
         .await
         .unwrap();
-        for message in self.model.messages.iter_mut().filter(|message| message.time_to_live == TimeToLive::Ahead) {
-            message.time_to_live = TimeToLive::Passed;
+        for message in &mut self.model.messages {
+            // what was held is looked at once more
+            if matches!(message.time_to_live, TimeToLive::Ahead | TimeToLive::Swept) && !message.ended() {
+                message.time_to_live = TimeToLive::Passed;
+            }
         }
     }
 

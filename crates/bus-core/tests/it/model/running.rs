@@ -15,7 +15,7 @@ use crate::{
     model::{
         changes::MAX_ATTEMPTS,
         claiming::Taken,
-        observing::{compare, hold_delays, none_is_misplaced, nothing_is_left},
+        observing::{compare, hold_delays, hold_looks, none_is_misplaced, nothing_is_left},
         operations::{FLOOD, HOLDERS, Operation, Retry, Sent, TENANTS},
         state::{Claim, Message, Model, Planned},
     },
@@ -40,7 +40,8 @@ impl<'a> Run<'a> {
     pub(super) async fn start(bus: &'a Bus) -> Self {
         sqlx::query(
             "truncate public.agent_messages, public.bus_events, bus.ready, bus.delayed, bus.expiring, bus.claims, bus.groups,
-                      bus.joins, bus.awaited, bus.keys, bus.dead_letters, bus.attempts, bus.routes, bus.limits, bus.buckets",
+                      bus.joins, bus.awaited, bus.keys, bus.dead_letters, bus.attempts, bus.routes, bus.limits, bus.buckets,
+                      bus.unsettled",
         )
         .execute(bus.pool())
         .await
@@ -76,6 +77,7 @@ impl<'a> Run<'a> {
             }
         }
         hold_delays(self.bus, &self.model).await;
+        hold_looks(self.bus, &self.model).await;
         compare(self.bus, &self.model).await
     }
 
