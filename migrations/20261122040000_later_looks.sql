@@ -756,7 +756,61 @@ begin
 end
 $$;
 
--- as before, with all groups first
+-- Who sends has the keys of idempotency first, and so has who ends a message by sending: the follow-ups get the ids under which
+-- bus.enqueue_many finds them taken. What is not sent in the end gives them back.
+create function bus.hold_keys(
+  messages uuid[], inout follow_ups jsonb[], out senders uuid[], out tenants text[], out keys text[], out ids uuid[])
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_variable
+declare
+  one record;
+  last_tenant text;
+  last_key text;
+begin
+  follow_ups := array(
+    select (select jsonb_agg(case when f ->> 'idempotency_key' is null then f
+                                  else f || jsonb_build_object('id', coalesce(f ->> 'id', bus.uuid_v7()::text)) end order by o)
+              from jsonb_array_elements(e.sent) with ordinality as t (f, o))
+      from unnest(follow_ups) with ordinality as e (sent, place) order by e.place);
+  for one in
+    select m.id as sender, coalesce(f ->> 'tenant', m.tenant) as tenant, f ->> 'idempotency_key' as key, (f ->> 'id')::uuid as id,
+           (f ->> 'idempotency_ms')::bigint as window_ms
+      from unnest(messages, follow_ups) as e (id, sent)
+      join public.agent_messages m on m.id = e.id
+     cross join lateral jsonb_array_elements(e.sent) with ordinality as t (f, o)
+     where f ->> 'idempotency_key' is not null
+     order by 2, 3, m.id, o
+  loop
+    continue when (one.tenant, one.key) = (last_tenant, last_key);
+    last_tenant := one.tenant;
+    last_key := one.key;
+    -- one that has had it before keeps it
+    continue when exists (select from bus.keys k
+                           where k.tenant = one.tenant and k.idempotency_key = one.key and k.id = one.id);
+    if bus.take_key(one.tenant, one.key, one.id, one.window_ms) = one.id then
+      senders := senders || one.sender;
+      tenants := tenants || one.tenant;
+      keys := keys || one.key;
+      ids := ids || one.id;
+    end if;
+  end loop;
+end
+$$;
+
+create function bus.give_keys_back(tenants text[], keys text[], ids uuid[]) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+  delete from bus.keys k using unnest(tenants, keys, ids) as h (tenant, key, id)
+   where k.tenant = h.tenant and k.idempotency_key = h.key and k.id = h.id
+$$;
+
+-- as before, with all keys and groups first
 create or replace function bus.complete(
   id uuid, holder text, attempt smallint, result jsonb default null, result_snippet text default null,
   result_url text default null, follow_ups jsonb default '[]')
@@ -764,13 +818,23 @@ returns boolean
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  held record;
+  keyed constant boolean := complete.follow_ups @? '$[*] ? (exists (@.idempotency_key))';
 begin
+  if keyed then
+    held := bus.hold_keys(array[complete.id], array[complete.follow_ups]);
+    follow_ups := held.follow_ups[1];
+  end if;
   if complete.follow_ups @? '$[*] ? (exists (@.group_key) || exists (@.awaits))' then
     perform bus.lock_ends(array[complete.id], array[complete.follow_ups]);
   end if;
   perform from bus.complete_many(array[complete.id], array[complete.attempt], complete.holder, array[complete.result],
                                  array[complete.result_snippet], array[complete.result_url]);
   if not found then
+    if keyed then
+      perform bus.give_keys_back(held.tenants, held.keys, held.ids);
+    end if;
     return false;
   end if;
   if jsonb_array_length(complete.follow_ups) > 0 then
@@ -791,8 +855,24 @@ as $$
 #variable_conflict use_column
 declare
   kind record;
-  done uuid[];
+  done uuid[] := '{}';
+  held record;
+  keyed boolean;
 begin
+  select h.*, g.messages into held
+    from (select array_agg(r.id order by r.id) as messages, array_agg(r.ending -> 'follow_ups' order by r.id) as follow_ups
+            from bus.read_endings(settle_together.ended) as r
+           where r.outcome = 'done' and r.ending @? '$.follow_ups[*].idempotency_key') as g
+   cross join lateral bus.hold_keys(g.messages, g.follow_ups) as h
+   where g.messages is not null;
+  keyed := found;
+  if keyed then
+    ended := (
+      select jsonb_object_agg(r.id, jsonb_build_object('attempt', r.attempt, 'ending', r.ending
+               || case when h.sent is null then '{}' else jsonb_build_object('follow_ups', h.sent) end))
+        from bus.read_endings(settle_together.ended) as r
+        left join unnest(held.messages, held.follow_ups) as h (id, sent) on h.id = r.id);
+  end if;
   perform bus.lock_ends(array_agg(r.id), array_agg(coalesce(nullif(r.ending -> 'follow_ups', 'null'), '[]')))
      from bus.read_endings(settle_together.ended) as r
    having count(*) > 1 or bool_or(r.ending @? '$.follow_ups[*] ? (exists (@.group_key) || exists (@.awaits))');
@@ -825,6 +905,11 @@ begin
                          e.ending ->> 'error') = 1;
     end case;
   end loop;
+  if keyed then
+    perform bus.give_keys_back(array_agg(h.tenant), array_agg(h.key), array_agg(h.id))
+       from unnest(held.senders, held.tenants, held.keys, held.ids) as h (sender, tenant, key, id)
+      where h.sender <> all (done);
+  end if;
 end
 $$;
 
@@ -1564,3 +1649,5 @@ revoke all on function bus.cancel_open(uuid[]) from public, anon, authenticated;
 revoke all on function bus.count_claims(bigint) from public, anon, authenticated;
 revoke all on function bus.settle_unsettled(integer) from public, anon, authenticated;
 revoke all on function bus.limited_later() from public, anon, authenticated;
+revoke all on function bus.hold_keys(uuid[], jsonb[]) from public, anon, authenticated;
+revoke all on function bus.give_keys_back(text[], text[], uuid[]) from public, anon, authenticated;

@@ -299,3 +299,27 @@ async fn a_batch_whose_lease_has_passed_is_not_recorded_though_nobody_took_it_ba
     assert_eq!(statuses(&bus).await, [("queued".to_owned(), 75)]);
     assert_eq!(misplaced(&bus).await, 0);
 }
+
+#[tokio::test]
+async fn keys_of_what_a_refused_completion_would_have_sent_stay_free() {
+    let (bus, _database) = bus().await;
+    let keyed = |key: &str| NewMessage { idempotency_key: Some(key.to_owned()), ..message(json!({})) };
+    bus.enqueue_many(&numbered(2)).await.unwrap();
+    let held = claim(&bus, "w", 2).await;
+    let completion = |key| Completion { follow_ups: vec![keyed(key), keyed(key)], ..Completion::default() };
+    assert!(!bus.complete(&held[0].fence(), "stranger", &completion("one")).await.unwrap());
+    let ending = |attempt: i16, key| json!({"attempt": attempt, "ending": {"follow_ups": [keyed(key)]}});
+    let endings = json!({held[0].id.to_string(): ending(1, "two"), held[1].id.to_string(): ending(2, "three")});
+    let settled: serde_json::Value =
+        sqlx::query_scalar("select bus.settle_many('w', $1)").bind(endings).fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(settled, json!({held[0].id.to_string(): "done"}));
+    for (key, is_used) in [("one", false), ("two", true), ("three", false)] {
+        assert_eq!(bus.enqueue(&keyed(key)).await.unwrap().duplicate, is_used, "{key}");
+    }
+    assert!(bus.complete(&held[1].fence(), "w", &completion("four")).await.unwrap());
+    let sent = claim(&bus, "w", 10).await;
+    assert_eq!(sent.len(), 4, "each key once");
+    // said again after its answer was lost, it takes nothing back
+    assert!(!bus.complete(&held[1].fence(), "w", &completion("four")).await.unwrap());
+    assert!(bus.enqueue(&keyed("four")).await.unwrap().duplicate);
+}

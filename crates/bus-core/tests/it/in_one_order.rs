@@ -374,3 +374,44 @@ async fn replaying_one_root_twice_at_once_replays_it_once() {
     }
     assert_eq!(replayed, 1);
 }
+
+#[tokio::test]
+async fn completion_that_sends_under_a_key_takes_it_first_as_senders_do() {
+    let (bus, _database) = bus().await;
+    for settles in [false, true] {
+        let keyed = NewMessage { idempotency_key: Some(format!("once-{settles}")), ..of_group("a") };
+        bus.enqueue(&of_group("a")).await.unwrap();
+        let held = claim_one(&bus, "w").await;
+        let mut other = bus.pool().begin().await.unwrap();
+        Bus::enqueue_in(&mut other, &of_group("a")).await.unwrap();
+        let tasks = TaskTracker::new();
+        let ending = tasks.spawn({
+            let (bus, keyed) = (bus.clone(), keyed.clone());
+            async move {
+                if settles {
+                    let endings =
+                        json!({held.id.to_string(): {"attempt": held.attempt, "ending": {"follow_ups": [keyed]}}});
+                    let settle = sqlx::query_scalar("select bus.settle_many('w', $1) ->> $2 = 'done'");
+                    Ok(settle.bind(endings).bind(held.id.to_string()).fetch_one(bus.pool()).await?)
+                } else {
+                    let completion = Completion { follow_ups: vec![keyed], ..Completion::default() };
+                    bus.complete(&held.fence(), "w", &completion).await
+                }
+            }
+        });
+        until_somebody_waits_for_a_lock(&bus, if settles { "settle_many" } else { "bus.complete(" }).await;
+        let sending = tasks.spawn({
+            let bus = bus.clone();
+            async move { bus.enqueue(&keyed).await }
+        });
+        until_somebody_waits_for_a_lock(&bus, "enqueue_many").await;
+        other.commit().await.unwrap();
+        assert!(ending.await.unwrap().unwrap());
+        assert!(sending.await.unwrap().unwrap().duplicate);
+        for _ in 0..2 {
+            let left = claim_one(&bus, "w").await;
+            assert!(bus.complete(&left.fence(), "w", &Completion::default()).await.unwrap());
+        }
+    }
+    assert_eq!(misplaced(&bus).await, 0);
+}
