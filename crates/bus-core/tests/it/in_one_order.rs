@@ -415,3 +415,24 @@ async fn completion_that_sends_under_a_key_takes_it_first_as_senders_do() {
     }
     assert_eq!(misplaced(&bus).await, 0);
 }
+
+#[tokio::test]
+async fn replaying_many_leaves_out_what_somebody_replayed_meanwhile() {
+    let (bus, _database) = bus().await;
+    let mut dead = Vec::new();
+    for _ in 0..2 {
+        let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+        dead.push(bus.enqueue(&message(json!({}))).await.unwrap().id);
+        bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
+    }
+    let mut other = bus.pool().begin().await.unwrap();
+    sqlx::query("select bus.replay($1)").bind(dead[0]).execute(&mut *other).await.unwrap();
+    let replaying = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        let replay = "select dead_letter from bus.replay_many()";
+        async move { sqlx::query_scalar::<_, Uuid>(replay).fetch_all(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
+    other.commit().await.unwrap();
+    assert_eq!(replaying.await.unwrap().unwrap(), dead[1..]);
+}

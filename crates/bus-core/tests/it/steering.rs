@@ -150,3 +150,13 @@ async fn aging_is_set_for_each_route_and_also_holds_for_what_is_tried_again() {
     assert_eq!(claim_one(&bus, "w").await.id, first, "what was handed back keeps its place");
     assert_eq!(claim_one(&bus, "w").await.id, second);
 }
+
+#[tokio::test]
+async fn route_that_cannot_be_is_not_steered() {
+    let (bus, _database) = bus().await;
+    for (service, role, shard) in [("S S", "work", 0), ("test", "", 0), ("test", "work", 65536)] {
+        let steer = sqlx::query("select bus.steer($1, $2, $3, 'pause')").bind(service).bind(role).bind(shard);
+        let refused = steer.execute(bus.pool()).await.unwrap_err();
+        assert!(refused.to_string().contains("service_and_role_are_names"), "{refused}");
+    }
+}
