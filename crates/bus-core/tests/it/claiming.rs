@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use cogo_bus_core::{Bus, ClaimRequest, Error};
+use cogo_contracts::NewMessage;
 use serde_json::json;
 
 use crate::support::{LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, delays_to_pass, message, numbered};
@@ -222,8 +223,10 @@ async fn work_behind_what_has_ended_is_looked_for_at_once() {
     assert!(claim(&bus, "w", 1).await.is_empty());
     assert_eq!(bus.next_due(&ROUTE).await.unwrap(), Some(Duration::ZERO));
     bus.pause_route(&ROUTE, "test").await.unwrap();
+    bus.enqueue(&NewMessage { delay_ms: Some(1), ..message(json!({})) }).await.unwrap();
+    delays_to_pass(&bus).await;
     assert_eq!(bus.next_due(&ROUTE).await.unwrap(), None, "nobody may have it");
     bus.resume_route(&ROUTE, "test").await.unwrap();
-    assert_eq!(claim(&bus, "w", 1).await.len(), 1);
+    assert_eq!(claim(&bus, "w", 2).await.len(), 2);
     assert_eq!(bus.next_due(&ROUTE).await.unwrap(), None);
 }

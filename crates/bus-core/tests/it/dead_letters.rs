@@ -1,11 +1,12 @@
 //! Dead letters and their replay.
 
 use cogo_bus_core::{Bus, Completion, Error, Failure};
-use cogo_contracts::TaskStatus;
+use cogo_contracts::{NewMessage, TaskStatus};
 use serde_json::json;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::support::{bus, claim_one, message};
+use crate::support::{PAUSE, bus, claim_one, message, misplaced, until_somebody_waits_for_a_lock};
 
 async fn dead_letter(bus: &Bus) -> Uuid {
     let id = bus.enqueue(&message(json!({"job": 7}))).await.unwrap().id;
@@ -80,4 +81,91 @@ async fn rate_of_replays_is_a_number() {
         let refused = sqlx::query(replay).bind(rate).execute(bus.pool()).await.unwrap_err();
         assert!(refused.to_string().contains("A rate must be positive"), "{rate}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn replaying_many_locks_rows_before_groups() {
+    let (bus, _database) = bus().await;
+    let broken = || Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    let dead = bus.enqueue(&NewMessage { group_key: Some("a".to_owned()), ..message(json!({})) }).await.unwrap().id;
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
+    let root = Uuid::now_v7();
+    bus.enqueue(&NewMessage { id: Some(root), group_key: Some("a".to_owned()), ..message(json!({})) }).await.unwrap();
+    let held = claim_one(&bus, "w").await;
+    let insert = "insert into public.agent_messages (service, role, tenant, payload, parent_id)
+                  values ('test', 'work', 'acme', '{}', $1)";
+    sqlx::query(insert).bind(root).execute(bus.pool()).await.unwrap();
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
+    let mut other = bus.pool().begin().await.unwrap();
+    let lock = "select from public.agent_messages where id = $1 for update";
+    sqlx::query(lock).bind(dead).execute(&mut *other).await.unwrap();
+    let tasks = TaskTracker::new();
+    let replaying = tasks.spawn({
+        let bus = bus.clone();
+        let replay = "select count(*) from bus.replay_many()";
+        async move { sqlx::query_scalar::<_, i64>(replay).fetch_one(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
+    let failing = tasks.spawn({
+        let bus = bus.clone();
+        async move { bus.fail(&held.fence(), "w", &broken()).await }
+    });
+    // it ends, or waits for the one who replays
+    tokio::time::sleep(PAUSE * 20).await;
+    other.commit().await.unwrap();
+    assert_eq!(replaying.await.unwrap().unwrap(), 2);
+    assert!(failing.await.unwrap().unwrap().is_some());
+    assert_eq!(misplaced(&bus).await, 0);
+}
+
+#[tokio::test]
+async fn replaying_one_root_twice_at_once_replays_it_once() {
+    let (bus, _database) = bus().await;
+    let dead = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
+    let mut other = bus.pool().begin().await.unwrap();
+    sqlx::query("select from public.agent_messages where id = $1 for key share")
+        .bind(dead)
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let tasks = TaskTracker::new();
+    let replays = [(); 2].map(|()| {
+        let bus = bus.clone();
+        tasks.spawn(async move { bus.replay(dead).await })
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.replay").await;
+    // both by then
+    tokio::time::sleep(PAUSE * 20).await;
+    other.commit().await.unwrap();
+    let mut replayed = 0;
+    for replay in replays {
+        match replay.await.unwrap() {
+            Ok(_) => replayed += 1,
+            Err(error) => assert!(matches!(error, Error::Conflict { .. }), "{error:?}"),
+        }
+    }
+    assert_eq!(replayed, 1);
+}
+
+#[tokio::test]
+async fn replaying_many_leaves_out_what_somebody_replayed_meanwhile() {
+    let (bus, _database) = bus().await;
+    let mut dead = Vec::new();
+    for _ in 0..2 {
+        let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+        dead.push(bus.enqueue(&message(json!({}))).await.unwrap().id);
+        bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
+    }
+    let mut other = bus.pool().begin().await.unwrap();
+    sqlx::query("select bus.replay($1)").bind(dead[0]).execute(&mut *other).await.unwrap();
+    let replaying = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        let replay = "select dead_letter from bus.replay_many()";
+        async move { sqlx::query_scalar::<_, Uuid>(replay).fetch_all(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
+    other.commit().await.unwrap();
+    assert_eq!(replaying.await.unwrap().unwrap(), dead[1..]);
 }

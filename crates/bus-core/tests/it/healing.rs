@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cogo_bus_core::Completion;
+use cogo_contracts::NewMessage;
 use serde_json::json;
 
 use crate::support::{bus, claim, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses};
@@ -108,4 +109,28 @@ async fn retention_never_cuts_through_a_task() {
     assert_eq!(bus.retain(Duration::ZERO, 2).await.unwrap(), 6);
     assert_eq!(statuses(&bus).await, [("done".to_owned(), 3)]);
     assert_eq!(bus.retain(Duration::ZERO, 2).await.unwrap(), 3);
+}
+
+#[tokio::test]
+async fn time_to_live_that_passed_in_hand_ends_what_is_handed_back() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
+    let held = claim_one(&bus, "w").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    assert_eq!(bus.expire(10).await.unwrap(), 0, "its holder may still end it");
+    assert_eq!(bus.release(&[held.fence()], "w").await.unwrap(), 1);
+    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    assert_eq!(bus.expire(10).await.unwrap(), 1, "looked at again when the lease would have ended");
+    assert_eq!(statuses(&bus).await, [("failed".to_owned(), 1)]);
+
+    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
+    claim_one(&bus, "w").await;
+    tokio::time::sleep(Duration::from_millis(60)).await;
+    leases_to_pass(&bus).await;
+    assert_eq!(bus.expire(10).await.unwrap(), 0, "it is the reclaimer's");
+    let ahead = "select e.at > c.lease_until from bus.expiring e, bus.claims c";
+    assert!(
+        sqlx::query_scalar::<_, bool>(ahead).fetch_one(bus.pool()).await.unwrap(),
+        "or every claim would look at it"
+    );
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, Completion, CountedBy, Error, Failure, Limit};
+use cogo_bus_core::{Bus, Completion, CountedBy, Failure, Limit};
 use cogo_contracts::NewMessage;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::support::{
-    PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses,
+    PATIENCE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses,
     until_somebody_waits_for_a_lock,
 };
 
@@ -223,30 +223,6 @@ async fn cancelling_what_awaits_an_end_in_a_group_that_somebody_has_is_no_deadlo
 }
 
 #[tokio::test]
-async fn time_to_live_that_passed_in_hand_ends_what_is_handed_back() {
-    let (bus, _database) = bus().await;
-    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
-    let held = claim_one(&bus, "w").await;
-    tokio::time::sleep(Duration::from_millis(60)).await;
-    assert_eq!(bus.expire(10).await.unwrap(), 0, "its holder may still end it");
-    assert_eq!(bus.release(&[held.fence()], "w").await.unwrap(), 1);
-    look_again(&bus).await;
-    assert_eq!(bus.expire(10).await.unwrap(), 1, "looked at again when the lease would have ended");
-    assert_eq!(statuses(&bus).await, [("failed".to_owned(), 1)]);
-
-    bus.enqueue(&NewMessage { ttl_ms: Some(50), ..message(json!({})) }).await.unwrap();
-    claim_one(&bus, "w").await;
-    tokio::time::sleep(Duration::from_millis(60)).await;
-    leases_to_pass(&bus).await;
-    assert_eq!(bus.expire(10).await.unwrap(), 0, "it is the reclaimer's");
-    let ahead = "select e.at > c.lease_until from bus.expiring e, bus.claims c";
-    assert!(
-        sqlx::query_scalar::<_, bool>(ahead).fetch_one(bus.pool()).await.unwrap(),
-        "or every claim would look at it"
-    );
-}
-
-#[tokio::test]
 async fn replaying_to_two_groups_waits_in_their_order() {
     let (bus, _database) = bus().await;
     for group in ["b", "a"] {
@@ -310,72 +286,6 @@ async fn completions_of_a_limited_claim_take_groups_first() {
 }
 
 #[tokio::test]
-async fn replaying_many_locks_rows_before_groups() {
-    let (bus, _database) = bus().await;
-    let broken = || Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
-    let dead = bus.enqueue(&of_group("a")).await.unwrap().id;
-    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
-    let root = Uuid::now_v7();
-    bus.enqueue(&NewMessage { id: Some(root), ..of_group("a") }).await.unwrap();
-    let held = claim_one(&bus, "w").await;
-    let insert = "insert into public.agent_messages (service, role, tenant, payload, parent_id)
-                  values ('test', 'work', 'acme', '{}', $1)";
-    sqlx::query(insert).bind(root).execute(bus.pool()).await.unwrap();
-    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken()).await.unwrap();
-    let mut other = bus.pool().begin().await.unwrap();
-    let lock = "select from public.agent_messages where id = $1 for update";
-    sqlx::query(lock).bind(dead).execute(&mut *other).await.unwrap();
-    let tasks = TaskTracker::new();
-    let replaying = tasks.spawn({
-        let bus = bus.clone();
-        let replay = "select count(*) from bus.replay_many()";
-        async move { sqlx::query_scalar::<_, i64>(replay).fetch_one(bus.pool()).await }
-    });
-    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
-    let failing = tasks.spawn({
-        let bus = bus.clone();
-        async move { bus.fail(&held.fence(), "w", &broken()).await }
-    });
-    // it ends, or waits for the one who replays
-    tokio::time::sleep(PAUSE * 20).await;
-    other.commit().await.unwrap();
-    assert_eq!(replaying.await.unwrap().unwrap(), 2);
-    assert!(failing.await.unwrap().unwrap().is_some());
-    assert_eq!(misplaced(&bus).await, 0);
-}
-
-#[tokio::test]
-async fn replaying_one_root_twice_at_once_replays_it_once() {
-    let (bus, _database) = bus().await;
-    let dead = bus.enqueue(&message(json!({}))).await.unwrap().id;
-    let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
-    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
-    let mut other = bus.pool().begin().await.unwrap();
-    sqlx::query("select from public.agent_messages where id = $1 for key share")
-        .bind(dead)
-        .execute(&mut *other)
-        .await
-        .unwrap();
-    let tasks = TaskTracker::new();
-    let replays = [(); 2].map(|()| {
-        let bus = bus.clone();
-        tasks.spawn(async move { bus.replay(dead).await })
-    });
-    until_somebody_waits_for_a_lock(&bus, "bus.replay").await;
-    // both by then
-    tokio::time::sleep(PAUSE * 20).await;
-    other.commit().await.unwrap();
-    let mut replayed = 0;
-    for replay in replays {
-        match replay.await.unwrap() {
-            Ok(_) => replayed += 1,
-            Err(error) => assert!(matches!(error, Error::Conflict { .. }), "{error:?}"),
-        }
-    }
-    assert_eq!(replayed, 1);
-}
-
-#[tokio::test]
 async fn completion_that_sends_under_a_key_takes_it_first_as_senders_do() {
     let (bus, _database) = bus().await;
     for settles in [false, true] {
@@ -417,22 +327,63 @@ async fn completion_that_sends_under_a_key_takes_it_first_as_senders_do() {
 }
 
 #[tokio::test]
-async fn replaying_many_leaves_out_what_somebody_replayed_meanwhile() {
+async fn ends_of_two_limited_claims_take_these_in_their_order() {
     let (bus, _database) = bus().await;
-    let mut dead = Vec::new();
-    for _ in 0..2 {
-        let broken = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
-        dead.push(bus.enqueue(&message(json!({}))).await.unwrap().id);
-        bus.fail(&claim_one(&bus, "w").await.fence(), "w", &broken).await.unwrap();
-    }
+    let limit =
+        Limit { counted_by: CountedBy::Route, subject: None, max_running: Some(10), per_second: None, burst: None };
+    bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
+    bus.enqueue_many(&[message(json!({})), message(json!({})), message(json!({})), message(json!({}))]).await.unwrap();
+    let [first, second] = [claim(&bus, "w", 2).await, claim(&bus, "w", 2).await];
     let mut other = bus.pool().begin().await.unwrap();
-    sqlx::query("select bus.replay($1)").bind(dead[0]).execute(&mut *other).await.unwrap();
-    let replaying = TaskTracker::new().spawn({
+    let lock = "select from bus.claims where $1 = any (ids) for update";
+    sqlx::query(lock).bind(first[0].id).execute(&mut *other).await.unwrap();
+    let tasks = TaskTracker::new();
+    let completing = tasks.spawn({
         let bus = bus.clone();
-        let replay = "select dead_letter from bus.replay_many()";
-        async move { sqlx::query_scalar::<_, Uuid>(replay).fetch_all(bus.pool()).await }
+        let ends = [&first[0], &second[0]].map(|held| (held.fence(), Completion::default()));
+        async move { bus.complete_many(&ends, "w").await.map(|done| done.len()) }
     });
-    until_somebody_waits_for_a_lock(&bus, "replay_many").await;
+    until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+    let settling = tasks.spawn({
+        let bus = bus.clone();
+        // what is done comes before what failed
+        let endings = json!({
+            second[1].id.to_string(): {"attempt": 1, "ending": {"result": 1}},
+            first[1].id.to_string(): {"attempt": 1, "ending": {"error": "broken", "retriable": false}},
+        });
+        let settle = "select count(*) from jsonb_object_keys(bus.settle_many('w', $1))";
+        async move { sqlx::query_scalar::<_, i64>(settle).bind(endings).fetch_one(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "settle_many").await;
     other.commit().await.unwrap();
-    assert_eq!(replaying.await.unwrap().unwrap(), dead[1..]);
+    assert_eq!(completing.await.unwrap().unwrap(), 2);
+    assert_eq!(settling.await.unwrap().unwrap(), 2);
+}
+
+#[tokio::test]
+async fn completion_whose_follow_up_awaits_another_locks_that_before_groups() {
+    let (bus, _database) = bus().await;
+    let awaited = bus.enqueue(&of_group("a")).await.unwrap().id;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let held = claim(&bus, "w", 2).await;
+    let [its, sends] =
+        [true, false].map(|is_awaited| held.iter().find(|held| (held.id == awaited) == is_awaited).unwrap().fence());
+    let mut other = bus.pool().begin().await.unwrap();
+    Bus::enqueue_in(&mut other, &of_group("a")).await.unwrap();
+    let tasks = TaskTracker::new();
+    let sending = tasks.spawn({
+        let bus = bus.clone();
+        let follow_ups = vec![NewMessage { awaits: vec![awaited], ..of_group("a") }];
+        async move { bus.complete(&sends, "w", &Completion { follow_ups, ..Completion::default() }).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.complete(").await;
+    let ending = tasks.spawn({
+        let bus = bus.clone();
+        async move { bus.complete_many(&[(its, Completion::default())], "w").await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+    other.commit().await.unwrap();
+    assert!(sending.await.unwrap().unwrap());
+    assert_eq!(ending.await.unwrap().unwrap(), [awaited]);
+    assert_eq!(misplaced(&bus).await, 0);
 }

@@ -361,7 +361,9 @@ async fn awaited_rows_of_a_batch_are_locked_in_their_order() {
     let tasks = TaskTracker::new();
     let sending = tasks.spawn({
         let bus = bus.clone();
-        async move { bus.enqueue_many(&[waiting_for(&[second]), waiting_for(&[first])]).await }
+        // in the order of their own ids, which is not that of what they await
+        let waiting = [second, first].map(|on| NewMessage { id: Some(Uuid::now_v7()), ..waiting_for(&[on]) });
+        async move { bus.enqueue_many(&waiting).await }
     });
     until_somebody_waits_for_a_lock(&bus, "enqueue_many").await;
     let ends: Vec<_> = held.iter().map(|held| (held.fence(), Completion::default())).collect();

@@ -376,3 +376,25 @@ async fn what_starts_while_there_is_no_rate_is_not_counted_by_the_next() {
     let wait = bus.next_due(&ROUTE).await.unwrap().unwrap();
     assert!(wait <= Duration::from_millis(100), "{wait:?}");
 }
+
+#[tokio::test]
+async fn what_a_route_let_start_counts_for_a_limit_of_keys_set_later() {
+    let (bus, _database) = bus().await;
+    bus.set_limit(&ROUTE, &at_most(CountedBy::Route, 10), "test").await.unwrap();
+    bus.enqueue_many(&of("acme", Some("gpu"), 4)).await.unwrap();
+    assert_eq!(claim(&bus, "early", 3).await.len(), 3);
+    bus.set_limit(&ROUTE, &at_most(CountedBy::Key, 2), "test").await.unwrap();
+    assert!(claim(&bus, "late", 4).await.is_empty(), "three of the key run");
+}
+
+#[tokio::test]
+async fn instance_learns_when_a_rate_lets_its_own_message_start() {
+    let (bus, _database) = bus().await;
+    bus.set_limit(&ROUTE, &rate(CountedBy::Route, 2.0, 1.0), "test").await.unwrap();
+    let direct = NewMessage { target_instance: Some("worker/1".to_owned()), ..message(json!({})) };
+    bus.enqueue_many(&[message(json!({})), direct]).await.unwrap();
+    claim_one(&bus, "w").await;
+    let wait = bus.next_due_for(&ROUTE, Some("worker/1")).await.unwrap();
+    assert!(wait.is_some_and(|wait| wait <= Duration::from_millis(500)), "{wait:?}");
+    assert_eq!(bus.next_due_for(&ROUTE, Some("worker/2")).await.unwrap(), None);
+}

@@ -219,3 +219,12 @@ async fn cancelled_task_takes_no_more_children() {
                  values ('test', 'child', 'acme', '{}', $1)";
     assert!(sqlx::query(child).bind(root).execute(bus.pool()).await.is_err());
 }
+
+#[tokio::test]
+async fn nothing_awaited_may_be_said_by_null() {
+    let (bus, _database) = bus().await;
+    let send = r#"select count(*) from bus.enqueue_many(
+                    '[{"service": "test", "role": "work", "tenant": "acme", "awaits": null}]')"#;
+    assert_eq!(sqlx::query_scalar::<_, i64>(send).fetch_one(bus.pool()).await.unwrap(), 1);
+    assert_eq!(claim(&bus, "w", 1).await.len(), 1);
+}

@@ -97,6 +97,10 @@ async fn question_is_sent_once_in_an_attempt_however_often_it_is_asked() {
     assert!(bus.complete(&asked.fence(), "w#2", &completion).await.unwrap());
     let reply = say(&bus, ask, &[&caller, &question]).await.unwrap();
     assert_eq!((&reply["status"], &reply["result"]), (&json!("done"), &json!(42)));
+    sqlx::query("delete from public.agent_messages where id = $1").bind(asked.id).execute(bus.pool()).await.unwrap();
+    assert_eq!(code(&say(&bus, ask, &[&caller, &question]).await.unwrap_err()), "P0002", "the answer is gone");
+    sqlx::query("update bus.keys set until = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    assert_eq!(say(&bus, ask, &[&caller, &question]).await.unwrap()["status"], "pending", "asked anew");
     let stranger = json!({"id": asking.id, "holder": "w#2"});
     assert_eq!(code(&say(&bus, ask, &[&stranger, &question]).await.unwrap_err()), "55000");
 }
