@@ -100,9 +100,6 @@ fn plain_to_one_place(messages: &[NewMessage]) -> Option<(&Route, &Tenant)> {
     messages.iter().all(same).then_some((&first.route, tenant))
 }
 
-/// From so many on the way past the triggers of the table costs less than they do.
-const MANY: usize = 64;
-
 /// The same rows as `bus.enqueue_many` makes, as columns: the database parses no field names and makes no ids.
 async fn insert_plain(
     connection: &mut PgConnection,
@@ -116,7 +113,8 @@ async fn insert_plain(
         .iter()
         .any(|message| !message.headers.is_empty())
         .then(|| messages.iter().map(|message| Json(&message.headers)).collect());
-    let statement = if messages.len() >= MANY {
+    // several pass the triggers of the table by, which have a short way for one alone
+    let statement = if messages.len() > 1 {
         "select bus.enqueue_payloads($1, $2, $4, $6, $7, $3, $5)"
     } else {
         "insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload, headers)

@@ -1,16 +1,15 @@
-//! Large plain batches, which pass the triggers of the table by, are what every insert would have made of them.
+//! Plain batches, which pass the triggers of the table by, are what every insert would have made of them.
 
 use std::collections::HashSet;
 
 use cogo_bus_core::{Bus, Error};
 use cogo_contracts::NewMessage;
 use serde_json::{Value, json};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::{Builder, Uuid};
 
 use crate::support::{ROUTE, bus, claim, message, misplaced, numbered, statuses};
 
-/// From this many on.
 const MANY: u32 = 64;
 const A_DAY_MS: i64 = 86_400_000;
 
@@ -58,7 +57,9 @@ async fn rows_and_ready_rows_are_those_of_an_insert() {
             (0..count).map(|_| NewMessage { headers: headers.clone(), ..message(json!({"same": true})) }).collect()
         };
         bus.enqueue_many(&batch(MANY)).await.unwrap();
-        bus.enqueue_many(&batch(MANY - 1)).await.unwrap();
+        for alone in batch(MANY - 1) {
+            bus.enqueue(&alone).await.unwrap();
+        }
     }
     let kinds: Vec<Value> = sqlx::query_scalar(
         "select distinct to_jsonb(m) - array['id', 'root_id', 'created_at'] from public.agent_messages m
@@ -150,6 +151,50 @@ async fn a_day_without_a_part_is_served_as_well() {
     sqlx::query(drop_all).execute(bus.pool()).await.unwrap();
     bus.enqueue_many(&numbered(MANY)).await.unwrap();
     assert_eq!((claim(&bus, "w", 1000).await.len(), misplaced(&bus).await), (64, 0));
+    sqlx::query("select bus.make_insert_plain()").execute(bus.pool()).await.unwrap();
+    bus.enqueue_many(&numbered(MANY)).await.unwrap();
+    assert_eq!((claim(&bus, "w", 1000).await.len(), misplaced(&bus).await), (64, 0));
+}
+
+/// How often the insert of plain batches and the trigger of the table were called for one batch.
+async fn calls_of_a_batch(bus: &Bus, ids: &[Uuid]) -> (i64, i64) {
+    async fn so_far(connection: &mut PgConnection) -> (i64, i64) {
+        sqlx::query_as(
+            "select coalesce(max(calls) filter (where funcname = 'insert_plain'), 0),
+                    coalesce(max(calls) filter (where funcname = 'after_insert'), 0)
+               from pg_stat_xact_user_functions where schemaname = 'bus'",
+        )
+        .fetch_one(connection)
+        .await
+        .unwrap()
+    }
+    let mut transaction = bus.pool().begin().await.unwrap();
+    sqlx::query("set local track_functions = 'all'").execute(&mut *transaction).await.unwrap();
+    let before = so_far(&mut transaction).await;
+    Bus::enqueue_many_in(&mut transaction, &with_ids(ids)).await.unwrap();
+    let after = so_far(&mut transaction).await;
+    transaction.commit().await.unwrap();
+    (after.0 - before.0, after.1 - before.1)
+}
+
+#[tokio::test]
+async fn each_part_that_may_be_sent_to_has_a_statement_of_its_own() {
+    let (bus, _database) = bus().await;
+    assert_eq!(calls_of_a_batch(&bus, &of_day(0, 2)).await, (1, 0), "today's messages pass the triggers by");
+    assert_eq!(calls_of_a_batch(&bus, &of_day(1, 2)).await, (1, 1), "tomorrow's do not");
+    sqlx::query("select bus.ensure_partitions(6)").execute(bus.pool()).await.unwrap();
+    let without: Vec<String> = sqlx::query_scalar(
+        "select inhrelid::regclass::text from pg_inherits
+          where inhparent = 'public.agent_messages'::regclass and inhrelid <> 'bus.messages_other'::regclass
+            and position('insert into ' || inhrelid::regclass::text in pg_get_functiondef('bus.insert_plain'::regproc)) = 0",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    assert!(without.is_empty(), "{without:?}");
+    let fresh = [Uuid::now_v7(), Uuid::now_v7()];
+    assert_eq!(calls_of_a_batch(&bus, &fresh).await, (1, 0), "in a session that has planned it before");
+    assert_eq!((claim(&bus, "w", 1000).await.len(), misplaced(&bus).await), (6, 0));
 }
 
 #[tokio::test]
