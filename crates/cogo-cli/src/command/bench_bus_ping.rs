@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    command::bench_bus_load::{Load, SINGLE_SENDERS, WORK, all, flat},
+    command::{
+        bench_bus_bare_ping::BarePing,
+        bench_bus_load::{Load, SINGLE_SENDERS, WORK, all, flat},
+    },
     failure::Failure,
     percentile::Times,
 };
@@ -48,6 +51,9 @@ pub(crate) struct Pings {
     /// Of a request: until the asker had the reply in hand.
     pub(crate) reply_p50_ms: f64,
     pub(crate) reply_p99_ms: f64,
+    /// Of a row without a queue that takes turns with them on an idle bus: three commits and a notification.
+    pub(crate) bare_p50_ms: f64,
+    pub(crate) bare_p99_ms: f64,
     /// Other messages a second meanwhile.
     pub(crate) load_per_s: f64,
 }
@@ -62,7 +68,7 @@ struct Worked {
 
 /// Pings while nothing else happens.
 pub(crate) async fn idle_pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
-    pings(load, samples).await
+    pings(load, samples, Some(BarePing::open(load.bus.pool()).await?)).await
 }
 
 /// Pings while single messages come from several connections at a fixed rate and are completed.
@@ -86,7 +92,7 @@ pub(crate) async fn loaded_pings(load: &Load, samples: u32) -> Result<Pings, Fai
         });
     }
     let began = Instant::now();
-    let measured = pings(load, samples).await;
+    let measured = pings(load, samples, None).await;
     let load_per_s =
         f64::from(u32::try_from(sent.load(Ordering::Relaxed)).unwrap_or(u32::MAX)) / began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
@@ -96,7 +102,7 @@ pub(crate) async fn loaded_pings(load: &Load, samples: u32) -> Result<Pings, Fai
     Ok(Pings { load_per_s, ..measured? })
 }
 
-async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
+async fn pings(load: &Load, samples: u32, mut bare: Option<BarePing>) -> Result<Pings, Failure> {
     let stop = CancellationToken::new();
     let _stop_at_end = stop.clone().drop_guard();
     let wakeups = WakeUps::default();
@@ -110,7 +116,7 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
     worker.spawn(work(load.on_own_connection(), worker_hints, tell));
     let load = load.on_own_connection();
 
-    let (mut claimed_ms, mut done_ms, mut reply_ms) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut claimed_ms, mut done_ms, mut reply_ms, mut bare_ms) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..samples {
         let began = Instant::now();
         let id = load.send_one(PING).await?;
@@ -127,8 +133,12 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
         load.ask(PING, PATIENCE, &wakeups).await?;
         reply_ms.push(milliseconds(began.elapsed()));
         tokio::time::sleep(PAUSE).await;
+        if let Some(bare) = &mut bare {
+            bare_ms.push(milliseconds(bare.ping(PATIENCE).await?));
+            tokio::time::sleep(PAUSE).await;
+        }
     }
-    let [claimed, done, reply] = [claimed_ms, done_ms, reply_ms].map(Times::new);
+    let [claimed, done, reply, bare] = [claimed_ms, done_ms, reply_ms, bare_ms].map(Times::new);
     let percentile = |times: &Times, percent| times.percentile(percent).unwrap_or(f64::NAN);
     Ok(Pings {
         claimed_p50_ms: percentile(&claimed, 50),
@@ -137,6 +147,8 @@ async fn pings(load: &Load, samples: u32) -> Result<Pings, Failure> {
         done_p99_ms: percentile(&done, 99),
         reply_p50_ms: percentile(&reply, 50),
         reply_p99_ms: percentile(&reply, 99),
+        bare_p50_ms: percentile(&bare, 50),
+        bare_p99_ms: percentile(&bare, 99),
         load_per_s: 0.0,
     })
 }

@@ -87,6 +87,9 @@ pub(crate) struct Report {
     limit_same_row_per_s: f64,
     limit_same_row_cycle_per_s: f64,
     limit_three_commits_ms: f64,
+    /// As a ping, of a row without a queue: three commits and a notification.
+    limit_ping_p50_ms: f64,
+    limit_ping_p99_ms: f64,
     enqueue_limit_ratio: f64,
     /// Against plain inserts of rows as wide as those of the bus.
     enqueue_same_row_ratio: f64,
@@ -150,6 +153,8 @@ impl Report {
             limit_same_row_per_s: of(|run| run.limit.same_row_per_s),
             limit_same_row_cycle_per_s: of(|run| run.limit.same_row_cycle_per_s),
             limit_three_commits_ms: of(|run| run.limit.three_commits_ms),
+            limit_ping_p50_ms: of(|run| run.idle.bare_p50_ms),
+            limit_ping_p99_ms: of(|run| run.idle.bare_p99_ms),
             enqueue_limit_ratio: of(|run| run.limit.enqueue_ratio),
             enqueue_same_row_ratio: of(|run| run.limit.same_row_ratio),
             limit_ratio: of(|run| run.limit.cycle_ratio),
@@ -221,6 +226,7 @@ pub(crate) fn readable(report: &Report) -> String {
             row("limit: insert of the same row, no bus", per_s(report.limit_same_row_per_s)),
             row("limit: the same row and one update in place", per_s(report.limit_same_row_cycle_per_s)),
             row("limit: three commits in turn", format!("{:.2} ms", report.limit_three_commits_ms)),
+            row("limit: these and a notification, as a ping", two(report.limit_ping_p50_ms, report.limit_ping_p99_ms)),
             row("enqueue against its limit", format!("{:.2}", report.enqueue_limit_ratio)),
             row("enqueue against inserts of the same row", format!("{:.2}", report.enqueue_same_row_ratio)),
             row("enqueue and drain against their limit", format!("{:.2}", report.limit_ratio)),
@@ -259,6 +265,8 @@ mod tests {
             done_p99_ms: 4.0,
             reply_p50_ms: 3.0,
             reply_p99_ms: 6.0,
+            bare_p50_ms: 1.0,
+            bare_p99_ms: 1.5,
             load_per_s: 0.0,
         };
         OneRun {

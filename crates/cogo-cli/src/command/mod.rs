@@ -5,6 +5,7 @@ pub(crate) mod ask;
 pub(crate) mod bench;
 pub(crate) mod bench_ask;
 pub(crate) mod bench_bus;
+pub(crate) mod bench_bus_bare_ping;
 pub(crate) mod bench_bus_database;
 pub(crate) mod bench_bus_limit;
 pub(crate) mod bench_bus_load;
