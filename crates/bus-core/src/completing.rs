@@ -47,8 +47,7 @@ impl Bus {
             .any(|(_, completion)| completion.result_url.is_some())
             .then(|| ended.iter().map(|(_, completion)| completion.result_url.as_deref()).collect());
         let mut line = self.lines.lend().await?;
-        // one row of many ids: a row for each costs the client more than the completion
-        let recorded = sqlx::query_scalar("select array_agg(id) from bus.complete_many($1, $2, $3, $4, $5, $6)")
+        let recorded = sqlx::query_scalar("select bus.complete_batch($1, $2, $3, $4, $5, $6)")
             .bind(ids)
             .bind(attempts)
             .bind(holder)

@@ -1,14 +1,14 @@
 //! Large claims and completions: one look for what was sent close together, a search for each of what was not.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use cogo_bus_core::{Bus, Claimed, Completion, Fence};
+use cogo_bus_core::{Bus, Claimed, Completion, Failure, Fence, Settled};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::json;
 use sqlx::{Postgres, Transaction};
 use uuid::{Builder, Uuid};
 
-use crate::support::{LEASE, ROUTE, bus, claim, leases_to_pass, message, misplaced, statuses};
+use crate::support::{LEASE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses};
 
 /// More than a claim marks one by one.
 const MANY: u16 = 200;
@@ -122,11 +122,11 @@ async fn what_stands_between_belongs_to_others() {
 }
 
 /// Completions are sent in the order in which a claim keeps its ids.
-const ONLY_IN_ORDER: &str = "alter function bus.complete_many set schema public;
-    create function bus.complete_many(uuid[], smallint[], text, jsonb[], text[], text[]) returns table (id uuid)
+const ONLY_IN_ORDER: &str = "alter function bus.complete_batch set schema public;
+    create function bus.complete_batch(uuid[], smallint[], text, jsonb[], text[], text[]) returns uuid[]
     language plpgsql as $$ begin
       if $1 <> array(select i from unnest($1) as i order by i) then raise exception 'out of order'; end if;
-      return query select d.id from public.complete_many($1, $2, $3, $4, $5, $6) as d;
+      return public.complete_batch($1, $2, $3, $4, $5, $6);
     end $$;";
 
 async fn claims(bus: &Bus) -> i64 {
@@ -182,6 +182,24 @@ async fn of_a_whole_claim_only_what_is_still_held_is_ended() {
     assert_eq!(claims(&bus).await, 1, "what did not end is not counted off");
     assert!(bus.complete_many(&ended, "w").await.unwrap().is_empty(), "once");
     assert!(bus.complete_many(&ended, "another").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_whole_claim_of_several_attempts_ends_whole() {
+    let (bus, _database) = bus().await;
+    let ids = ids(&bus, 0).await;
+    let with = |id: Uuid, priority: i16| NewMessage { id: Some(id), priority: Some(priority), ..message(json!({})) };
+    bus.enqueue(&with(ids[1], 100)).await.unwrap();
+    let once = claim_one(&bus, "w").await.fence();
+    let again = Failure { reason: "once more".to_owned(), retriable: true, retry_after: Some(Duration::ZERO) };
+    assert_eq!(bus.fail(&once, "w", &again).await.unwrap(), Some(Settled::Again));
+    bus.enqueue(&with(ids[0], 0)).await.unwrap();
+    let ended: Vec<_> = claim(&bus, "w", 2).await.iter().map(|held| (held.fence(), Completion::default())).collect();
+    let as_it_stands: (Vec<Uuid>, Vec<i16>) =
+        sqlx::query_as("select ids, attempts from bus.claims").fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(as_it_stands, (ids[..2].to_vec(), vec![1, 2]));
+    assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), 2);
+    assert_eq!((claims(&bus).await, misplaced(&bus).await), (0, 0));
 }
 
 #[tokio::test]

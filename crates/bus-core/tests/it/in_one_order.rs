@@ -186,7 +186,7 @@ async fn ends_of_many_take_those_that_await_them_in_their_order() {
                 }
             }
         });
-        until_somebody_waits_for_a_lock(&bus, if fails { "fail_many" } else { "complete_many" }).await;
+        until_somebody_waits_for_a_lock(&bus, if fails { "fail_many" } else { "complete_batch" }).await;
         sqlx::query(lock).bind(last).execute(&mut *other).await.unwrap();
         other.commit().await.unwrap();
         assert_eq!(ending.await.unwrap(), 2);
@@ -272,7 +272,7 @@ async fn completions_of_a_limited_claim_take_groups_first() {
                 ended.map(|ended| ended == 1)
             }
         });
-        until_somebody_waits_for_a_lock(&bus, if fails { "bus.fail_many" } else { "bus.complete_many" }).await;
+        until_somebody_waits_for_a_lock(&bus, if fails { "bus.fail_many" } else { "bus.complete_batch" }).await;
         sender.commit().await.unwrap();
         assert!(sending.await.unwrap().unwrap());
         assert!(ending.await.unwrap().unwrap());
@@ -343,7 +343,7 @@ async fn ends_of_two_limited_claims_take_these_in_their_order() {
         let ends = [&first[0], &second[0]].map(|held| (held.fence(), Completion::default()));
         async move { bus.complete_many(&ends, "w").await.map(|done| done.len()) }
     });
-    until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+    until_somebody_waits_for_a_lock(&bus, "complete_batch").await;
     let settling = tasks.spawn({
         let bus = bus.clone();
         // what is done comes before what failed
@@ -381,7 +381,7 @@ async fn completion_whose_follow_up_awaits_another_locks_that_before_groups() {
         let bus = bus.clone();
         async move { bus.complete_many(&[(its, Completion::default())], "w").await }
     });
-    until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+    until_somebody_waits_for_a_lock(&bus, "complete_batch").await;
     other.commit().await.unwrap();
     assert!(sending.await.unwrap().unwrap());
     assert_eq!(ending.await.unwrap().unwrap(), [awaited]);

@@ -143,7 +143,7 @@ async fn completion_that_waited_for_who_awaits_it_counts() {
             let ends: Vec<_> = held.iter().map(|one| (one.fence(), Completion::default())).collect();
             async move { bus.complete_many(&ends, "w").await.unwrap().len() }
         });
-        until_somebody_waits_for_a_lock(&bus, "complete_many").await;
+        until_somebody_waits_for_a_lock(&bus, "complete_batch").await;
         sending.commit().await.unwrap();
         assert_eq!(ending.await.unwrap(), usize::from(size));
         let started = claim_one(&bus, "w").await;

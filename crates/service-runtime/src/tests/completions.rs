@@ -3,11 +3,11 @@
 use super::*;
 
 /// As a database that is just starting answers.
-const AWAY: &str = "alter function bus.complete_many rename to hidden;
-    create function bus.complete_many(uuid[], smallint[], text, jsonb[], text[], text[]) returns table (id uuid)
+const AWAY: &str = "alter function bus.complete_batch rename to hidden;
+    create function bus.complete_batch(uuid[], smallint[], text, jsonb[], text[], text[]) returns uuid[]
     language plpgsql as $$ begin raise exception 'away' using errcode = '57P03'; end $$;";
-const BACK: &str = "drop function bus.complete_many;
-    alter function bus.hidden rename to complete_many;";
+const BACK: &str = "drop function bus.complete_batch;
+    alter function bus.hidden rename to complete_batch;";
 
 async fn run(running: &Running, statements: &'static str) {
     sqlx::raw_sql(statements).execute(running.bus.pool()).await.unwrap();
