@@ -156,6 +156,37 @@ async fn a_day_without_a_part_is_served_as_well() {
     assert_eq!((claim(&bus, "w", 1000).await.len(), misplaced(&bus).await), (64, 0));
 }
 
+/// The part of the ids that are made now.
+async fn part_of_today(bus: &Bus) -> String {
+    sqlx::query_scalar("select 'bus.messages_' || to_char(now() at time zone 'UTC', 'YYYYMMDD')")
+        .fetch_one(bus.pool())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_table_that_is_no_part_any_more_gets_no_messages() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(2)).await.unwrap();
+    assert_eq!(claim(&bus, "w", 1000).await.len(), 2, "in a session that has planned it before");
+    let part = part_of_today(&bus).await;
+    let detach = format!("alter table public.agent_messages detach partition {part}");
+    sqlx::query(AssertSqlSafe(detach)).execute(bus.pool()).await.unwrap();
+    bus.enqueue_many(&numbered(5)).await.unwrap();
+    assert_eq!(claim(&bus, "w", 1000).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_rule_that_somebody_put_on_a_part_makes_no_ready_rows_of_nothing() {
+    let (bus, _database) = bus().await;
+    let part = part_of_today(&bus).await;
+    let rule = format!("create rule theirs as on insert to {part} where new.payload ? 'theirs' do instead nothing");
+    sqlx::query(AssertSqlSafe(rule)).execute(bus.pool()).await.unwrap();
+    bus.enqueue_many(&[message(json!({})), message(json!({"theirs": 1})), message(json!({}))]).await.unwrap();
+    assert_eq!(misplaced(&bus).await, 0);
+    assert_eq!(claim(&bus, "w", 1000).await.len(), 3, "rules of a part do not concern the table");
+}
+
 /// How often the insert of plain batches and the trigger of the table were called for one batch.
 async fn calls_of_a_batch(bus: &Bus, ids: &[Uuid]) -> (i64, i64) {
     async fn so_far(connection: &mut PgConnection) -> (i64, i64) {
