@@ -216,3 +216,42 @@ async fn day_for_which_somebody_has_just_sent_stays_without_a_part() {
     assert!(!stands);
     assert_eq!(claim(&bus, "w", 10).await.len(), 1);
 }
+
+#[tokio::test]
+async fn one_session_at_a_time_retains_and_others_need_not_wait() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    complete_all(&bus, vec![]).await;
+    let retain = "select bus.retain('0')";
+    let mut first = bus.pool().begin().await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i32>(retain).fetch_one(&mut *first).await.unwrap(), 1);
+    assert_eq!(sqlx::query_scalar::<_, i32>(retain).fetch_one(bus.pool()).await.unwrap(), 0, "the first is at it");
+    first.rollback().await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i32>(retain).fetch_one(bus.pool()).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn parts_are_made_by_one_session_at_a_time() {
+    let (bus, _database) = bus().await;
+    let make = "select bus.ensure_partitions(5)";
+    let mut first = bus.pool().begin().await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i32>(make).fetch_one(&mut *first).await.unwrap(), 2);
+    let second = TaskTracker::new().spawn({
+        let bus = bus.clone();
+        async move { sqlx::query_scalar::<_, i32>(make).fetch_one(bus.pool()).await }
+    });
+    until_somebody_waits_for_a_lock(&bus, "ensure_partitions").await;
+    first.commit().await.unwrap();
+    assert_eq!(second.await.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_day_that_retention_dropped_is_not_made_again() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    assert!(yesterday.stands(&bus).await, "a new bus has it");
+    sqlx::query("select bus.retain('0')").execute(bus.pool()).await.unwrap();
+    assert!(!yesterday.stands(&bus).await);
+    sqlx::query("select bus.ensure_partitions()").execute(bus.pool()).await.unwrap();
+    assert!(!yesterday.stands(&bus).await);
+}
