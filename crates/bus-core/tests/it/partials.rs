@@ -114,6 +114,28 @@ async fn emitting_renews_the_lease() {
 }
 
 #[tokio::test]
+async fn emitting_without_a_lease_does_not_shorten_it() {
+    let (bus, _database) = bus().await;
+    let claimed = claimed(&bus).await;
+    let hour = Duration::from_secs(3_600);
+    bus.extend(&[claimed.fence()], "w", hour).await.unwrap();
+    let emitted: Option<i32> = sqlx::query_scalar("select bus.emit($1, 'w', $2, 1, '{1}')")
+        .bind(claimed.id)
+        .bind(claimed.attempt)
+        .fetch_one(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(emitted, Some(1));
+    // as if far more than the usual lease had passed
+    sqlx::query("update bus.claims set lease_until = lease_until - interval '30 minutes'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(bus.reclaim(10).await.unwrap(), 0);
+    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+}
+
+#[tokio::test]
 async fn too_much_is_refused_and_what_stood_stands() {
     let (bus, _database) = bus().await;
     let claimed = claimed(&bus).await;
