@@ -306,7 +306,8 @@ impl Bus {
         self.chore("select bus.expire($1)", max_rows).await
     }
 
-    /// Removes up to `max_tasks` tasks that ended longer than `keep` ago, each as a whole; answers how many messages went.
+    /// Removes up to `max_tasks` tasks that ended longer than `keep` ago, each as a whole; answers how many messages went, 0 while
+    /// another session does it.
     ///
     /// # Errors
     /// When the database does not answer.

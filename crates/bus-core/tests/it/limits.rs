@@ -398,14 +398,3 @@ async fn instance_learns_when_a_rate_lets_its_own_message_start() {
     assert!(wait.is_some_and(|wait| wait <= Duration::from_millis(500)), "{wait:?}");
     assert_eq!(bus.next_due_for(&ROUTE, Some("worker/2")).await.unwrap(), None);
 }
-
-#[tokio::test]
-async fn burst_without_a_rate_is_refused_and_the_limit_stands() {
-    let (bus, _database) = bus().await;
-    bus.set_limit(&ROUTE, &at_most(CountedBy::Route, 0), "test").await.unwrap();
-    let refused = sqlx::query("select bus.set_limit('test', 'work', 0, 'route', burst => 5)").execute(bus.pool()).await;
-    let refused = refused.unwrap_err().into_database_error().unwrap();
-    assert!(refused.code().as_deref() == Some("22023") && refused.message().contains("per_second"), "{refused}");
-    bus.enqueue(&message(json!({}))).await.unwrap();
-    assert_eq!(claim(&bus, "w", 1).await.len(), 0);
-}

@@ -98,19 +98,23 @@ async fn new_attempt_starts_anew_and_shows_it() {
     assert_eq!(read(&bus, &second, START).await, expected, "what is void is gone");
 }
 
+/// As if that time had passed, which is far more than the lease that it was claimed with.
+async fn is_held_after_half_an_hour(bus: &Bus, claimed: &Claimed) {
+    sqlx::query("update bus.claims set lease_until = lease_until - interval '30 minutes'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(bus.reclaim(10).await.unwrap(), 0);
+    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+}
+
 #[tokio::test]
 async fn emitting_renews_the_lease() {
     let (bus, _database) = bus().await;
     let claimed = claimed(&bus).await;
     let hour = Duration::from_secs(3_600);
     assert_eq!(bus.emit(&claimed.fence(), "w", 1, &texts(&[json!(1)]), hour).await.unwrap(), Some(1));
-    // as if the time of the first lease had passed, and more
-    sqlx::query("update bus.claims set lease_until = lease_until - interval '10 minutes'")
-        .execute(bus.pool())
-        .await
-        .unwrap();
-    assert_eq!(bus.reclaim(10).await.unwrap(), 0);
-    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+    is_held_after_half_an_hour(&bus, &claimed).await;
 }
 
 #[tokio::test]
@@ -126,13 +130,7 @@ async fn emitting_without_a_lease_does_not_shorten_it() {
         .await
         .unwrap();
     assert_eq!(emitted, Some(1));
-    // as if far more than the usual lease had passed
-    sqlx::query("update bus.claims set lease_until = lease_until - interval '30 minutes'")
-        .execute(bus.pool())
-        .await
-        .unwrap();
-    assert_eq!(bus.reclaim(10).await.unwrap(), 0);
-    assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+    is_held_after_half_an_hour(&bus, &claimed).await;
 }
 
 #[tokio::test]

@@ -160,3 +160,14 @@ async fn route_that_cannot_be_is_not_steered() {
         assert!(refused.to_string().contains("service_and_role_are_names"), "{refused}");
     }
 }
+
+#[tokio::test]
+async fn burst_without_a_rate_is_refused_and_the_limit_stands() {
+    let (bus, _database) = bus().await;
+    let set = |what: &str| sqlx::AssertSqlSafe(format!("select bus.set_limit('test', 'work', 0, 'route', {what})"));
+    sqlx::query(set("max_running => 0")).execute(bus.pool()).await.unwrap();
+    let refused = sqlx::query(set("burst => 5")).execute(bus.pool()).await.unwrap_err().into_database_error().unwrap();
+    assert!(refused.code().as_deref() == Some("22023") && refused.message().contains("per_second"), "{refused}");
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    assert_eq!(claim(&bus, "w", 1).await.len(), 0);
+}
