@@ -97,3 +97,66 @@ async fn nobody_but_the_service_role_may_call() {
     .unwrap();
     assert!(open.is_empty(), "{open:?}");
 }
+
+/// What of a row the rule below looks at: its status, and whether each of these is set.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    status: &'static str,
+    claimed_by: bool,
+    lease_until: bool,
+    retry_at: bool,
+    done_at: bool,
+    error: bool,
+}
+
+fn status_fits(row: Seen) -> bool {
+    match row.status {
+        "queued" => !row.lease_until && !row.done_at,
+        "claimed" => row.lease_until && row.claimed_by && !row.retry_at && !row.done_at,
+        "done" | "cancelled" => !row.lease_until && !row.retry_at && row.done_at,
+        "failed" => !row.lease_until && !row.retry_at && row.done_at && row.error,
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn status_fits_holder_lease_and_times() {
+    let (bus, _database) = bus().await;
+    let mut connection = bus.pool().acquire().await.unwrap();
+    sqlx::query("create temp table looked_at (like public.agent_messages including constraints including defaults)")
+        .execute(&mut *connection)
+        .await
+        .unwrap();
+    let insert = "insert into looked_at (service, role, tenant, payload, root_id, status, attempts, released,
+                                         claimed_by, lease_until, retry_at, done_at, error)
+                  select 'a', 'b', 't', '{}', gen_random_uuid(), $1, 1, $2,
+                         case when $3 then 'w' end, case when $4 then now() end, case when $5 then now() end,
+                         case when $6 then now() end, case when $7 then 'e' end";
+    for status in ["queued", "claimed", "done", "failed", "cancelled", "lost"] {
+        for (bits, released) in (0_u8..32).flat_map(|bits| [-1_i16, 0, 1, 2].map(|released| (bits, released))) {
+            let set = |bit: u8| bits & (1 << bit) != 0;
+            let row = Seen {
+                status,
+                claimed_by: set(0),
+                lease_until: set(1),
+                retry_at: set(2),
+                done_at: set(3),
+                error: set(4),
+            };
+            let told = sqlx::query(insert)
+                .bind(status)
+                .bind(released)
+                .bind(row.claimed_by)
+                .bind(row.lease_until)
+                .bind(row.retry_at)
+                .bind(row.done_at)
+                .bind(row.error)
+                .execute(&mut *connection)
+                .await;
+            let broken = told.err().and_then(|error| error.into_database_error()?.constraint().map(str::to_owned));
+            let fits = status_fits(row) && (0..=1).contains(&released);
+            let expected = (!fits).then_some("status_fits_holder_lease_and_times");
+            assert_eq!(broken.as_deref(), expected, "{row:?}, {released} of 1 attempt released");
+        }
+    }
+}

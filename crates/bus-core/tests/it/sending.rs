@@ -50,11 +50,39 @@ async fn a_claim_shows_headers_and_task_of_each() {
 #[tokio::test]
 async fn insert_cannot_pretend_to_be_further_on() {
     let (bus, _database) = bus().await;
+    for (columns, values) in [
+        ("status, done_at", "'done', now()"),
+        ("status, claimed_by, lease_until", "'claimed', 'w', now()"),
+        ("attempts", "1"),
+        ("attempts, released", "1, 1"),
+        ("claimed_by", "'w'"),
+        ("claimed_at", "now()"),
+        ("error", "'x'"),
+        ("last_error_at", "now()"),
+        ("result", "'1'"),
+        ("result_snippet", "'x'"),
+        ("result_url", "'x'"),
+    ] {
+        // alone, beside another, and with what another trigger looks at
+        for (rows, parent) in [(1, "null"), (2, "null"), (1, "$1"), (2, "$1")] {
+            let parent_id = bus.enqueue(&message(json!({}))).await.unwrap().id;
+            let statement = format!(
+                "insert into public.agent_messages (service, role, tenant, payload, parent_id, {columns})
+                 select 'a', 'b', m.tenant, '{{}}', {parent}, {values}
+                   from public.agent_messages m, generate_series(1, {rows}) where m.id = $1"
+            );
+            let refused = sqlx::query(sqlx::AssertSqlSafe(statement.clone())).bind(parent_id).execute(bus.pool()).await;
+            let refused = refused.unwrap_err().into_database_error().unwrap();
+            assert_eq!(refused.constraint(), Some("new_message_is_queued_unclaimed_and_without_result"), "{statement}");
+        }
+    }
+    assert_eq!(statuses(&bus).await, [("queued".to_owned(), 44)], "the parents, and nothing else");
+}
+
+#[tokio::test]
+async fn insert_is_refused_where_a_name_time_or_task_is_unsound() {
+    let (bus, _database) = bus().await;
     for columns in [
-        "(service, role, tenant, payload, status, done_at) values ('a', 'b', 't', '{}', 'done', now())",
-        "(service, role, tenant, payload, attempts) values ('a', 'b', 't', '{}', 3)",
-        "(service, role, tenant, payload, result) values ('a', 'b', 't', '{}', '1')",
-        "(service, role, tenant, payload, result_url) values ('a', 'b', 't', '{}', 'x')",
         "(service, role, tenant, payload, replay_of) values ('a', 'b', 't', '{}', gen_random_uuid())",
         "(service, role, tenant, payload, expires_at) values ('a', 'b', 't', '{}', 'infinity')",
         "(service, role, tenant, payload, retry_at) values ('a', 'b', 't', '{}', '-infinity')",
