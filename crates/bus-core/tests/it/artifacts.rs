@@ -137,3 +137,39 @@ async fn puts_of_the_same_bytes_at_once_store_them_once() {
     let created = stored.into_iter().filter(|stored| stored.as_ref().unwrap().created).count();
     assert_eq!((created, contents(&bus).await), (1, 1));
 }
+
+#[tokio::test]
+async fn readers_wait_for_no_other_reader() {
+    let (bus, _database) = bus().await;
+    let mut digests = Vec::new();
+    for bytes in [b"a", b"b"] {
+        digests.push(bus.put_artifact(&tenant("acme"), "text/plain", bytes).await.unwrap().digest);
+    }
+    unused_for(&bus, 1.0).await;
+    let read = "select count(*) from bus.get_artifact('acme', $1)";
+    let mut first = bus.pool().begin().await.unwrap();
+    let mut second = bus.pool().begin().await.unwrap();
+    for transaction in [&mut first, &mut second] {
+        sqlx::query("set local lock_timeout = '1ms'").execute(&mut **transaction).await.unwrap();
+    }
+    for (one, other) in [(0, 1), (1, 0)] {
+        for (transaction, digest) in [(&mut first, &digests[one]), (&mut second, &digests[other])] {
+            let found: i64 =
+                sqlx::query_scalar(read).bind(digest.as_str()).fetch_one(&mut **transaction).await.unwrap();
+            assert_eq!(found, 1);
+        }
+    }
+    first.commit().await.unwrap();
+    second.commit().await.unwrap();
+    let mut looking = bus.pool().begin_with("begin read only").await.unwrap();
+    let found: i64 = sqlx::query_scalar(read).bind(digests[0].as_str()).fetch_one(&mut *looking).await.unwrap();
+    assert_eq!(found, 1);
+    drop(looking);
+    let used: i64 = sqlx::query_scalar(
+        "select count(*) from bus.artifacts where last_used_at > clock_timestamp() - interval '1 minute'",
+    )
+    .fetch_one(bus.pool())
+    .await
+    .unwrap();
+    assert_eq!(used, 2);
+}
