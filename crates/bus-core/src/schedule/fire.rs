@@ -38,6 +38,14 @@ struct DueRow {
     now: DateTime<Utc>,
 }
 
+/// Why nothing was sent.
+enum NotFired {
+    /// It never can be as it stands, and is paused.
+    Broken,
+    /// Somebody else was first.
+    Changed,
+}
+
 impl DueRow {
     fn plan(&self) -> Result<Plan, InvalidSchedule> {
         let timetable = Timetable::parse(&self.cron, &self.time_zone)?;
@@ -70,9 +78,11 @@ impl Bus {
             fired.due += 1;
             match self.fire(&row).await {
                 Ok(Ok(sent)) => fired.sent += sent,
-                Ok(Err(reason)) => {
-                    warn!(schedule = row.name, tenant = row.tenant, reason, "paused a schedule that cannot fire");
-                    fired.broken += u64::from(self.break_schedule(&row, &reason).await?);
+                Ok(Err(NotFired::Broken)) => fired.broken += 1,
+                Ok(Err(NotFired::Changed)) => {}
+                // tried again at once, and waited for as long each time
+                Err(Error::Database(error)) if is_held(&error) => {
+                    warn!(schedule = row.name, tenant = row.tenant, "somebody holds a lock that firing it needs");
                 }
                 // what the database says of one schedule is no reason to keep the others waiting
                 Err(Error::Database(error)) if error.as_database_error().is_some() => {
@@ -85,11 +95,11 @@ impl Bus {
         trouble.map_or(Ok(fired), Err)
     }
 
-    /// How many messages are new, or why there will never be any.
-    async fn fire(&self, due: &DueRow) -> Result<Result<u64, String>, Error> {
+    /// How many messages are new.
+    async fn fire(&self, due: &DueRow) -> Result<Result<u64, NotFired>, Error> {
         let plan = match due.plan() {
             Ok(plan) => plan,
-            Err(invalid) => return Ok(Err(with_causes(&invalid))),
+            Err(invalid) => return self.break_schedule(due, &with_causes(&invalid)).await.map(Err),
         };
         let recorded: Result<Option<i32>, Error> =
             sqlx::query_scalar("select bus.record_schedule($1, $2, $3, $4, $5, $6, $7)")
@@ -104,25 +114,29 @@ impl Bus {
                 .await
                 .map_err(Error::from);
         match recorded {
-            // none: another firer was first, or people changed it meanwhile
-            Ok(sent) => Ok(Ok(u64::from(sent.unwrap_or_default().unsigned_abs()))),
+            Ok(Some(sent)) => Ok(Ok(u64::from(sent.unsigned_abs()))),
+            // another firer was first, or people changed it meanwhile
+            Ok(None) => Ok(Err(NotFired::Changed)),
             // its route may just have been drained, which goes by
             Err(refused) if !refused.is_transient() && !matches!(refused, Error::Conflict { .. }) => {
-                Ok(Err(refused.to_string()))
+                self.break_schedule(due, &refused.to_string()).await.map(Err)
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn break_schedule(&self, due: &DueRow, reason: &str) -> Result<bool, Error> {
-        let broken = sqlx::query_scalar("select bus.break_schedule($1, $2, $3, $4)")
+    async fn break_schedule(&self, due: &DueRow, reason: &str) -> Result<NotFired, Error> {
+        let broken: bool = sqlx::query_scalar("select bus.break_schedule($1, $2, $3, $4)")
             .bind(&due.name)
             .bind(&due.tenant)
             .bind(due.revision)
             .bind(reason)
             .fetch_one(&self.pool)
             .await?;
-        Ok(broken)
+        if broken {
+            warn!(schedule = due.name, tenant = due.tenant, reason, "paused a schedule that cannot fire");
+        }
+        Ok(if broken { NotFired::Broken } else { NotFired::Changed })
     }
 
     /// How long until a schedule is due; none if there is none.
@@ -133,6 +147,11 @@ impl Bus {
         let due: Option<i64> = sqlx::query_scalar("select bus.next_schedule_due()").fetch_one(&self.pool).await?;
         Ok(due.map(|wait| Duration::from_millis(wait.unsigned_abs())))
     }
+}
+
+/// Whether another session has what is needed, for longer than one schedule may wait.
+fn is_held(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("55P03"))
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

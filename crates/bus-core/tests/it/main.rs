@@ -28,6 +28,7 @@ mod requests;
 mod rest;
 mod retention;
 mod schedules;
+mod schedules_apart;
 mod schema;
 mod sending;
 mod service_role;
