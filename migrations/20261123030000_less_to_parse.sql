@@ -1,105 +1,17 @@
 -- Less for Postgres to parse in each statement: it reads the text of every check of a table, and of the condition of every
 -- trigger, anew for each statement that writes to it. Those of domains, and statements of functions, are kept by the session.
 
--- What ready rows consist of, as before, by the types of their columns. The types have their rules last, so that nobody waits
--- for a table to be rewritten.
-create domain bus.route_name as text;
-comment on domain bus.route_name is 'A route as service/role/shard.';
-create domain bus.tenant_name as text;
-comment on domain bus.tenant_name is 'The tenant of a message.';
-create domain bus.some_ids as uuid[];
-comment on domain bus.some_ids is 'Ids of at least one message.';
-alter table bus.ready
-  drop constraint service_role_and_tenant_are_names,
-  drop constraint ready_ids_check,
-  alter column route type bus.route_name,
-  alter column tenant type bus.tenant_name,
-  alter column ids type bus.some_ids;
-alter domain bus.route_name add constraint service_role_and_tenant_are_names check (
+-- The names of what is sent, by the same rules and under the same name as before. The columns of bus.ready stay as they are:
+-- sessions that are open keep statements that know their types.
+create domain bus.route_name as text constraint service_role_and_tenant_are_names check (
   value ~ '^[a-z][a-z0-9-]*/[a-z][a-z0-9-]*/[0-9]+$'
-  and length(split_part(value, '/', 1)) <= 63 and length(split_part(value, '/', 2)) <= 63) not valid;
-alter domain bus.tenant_name add constraint service_role_and_tenant_are_names check (
-  value ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]*$' and length(value) <= 128) not valid;
-alter domain bus.some_ids add constraint ready_ids_check check (cardinality(value) > 0) not valid;
+  and length(split_part(value, '/', 1)) <= 63 and length(split_part(value, '/', 2)) <= 63);
+comment on domain bus.route_name is 'A route as service/role/shard.';
+create domain bus.tenant_name as text constraint service_role_and_tenant_are_names check (
+  value ~ '^[A-Za-z0-9][A-Za-z0-9_.:@-]*$' and length(value) <= 128);
+comment on domain bus.tenant_name is 'The tenant of a message.';
 
--- The same rule as before, for a quarter less.
-alter table public.agent_messages drop constraint status_fits_holder_lease_and_times;
-alter table public.agent_messages add constraint status_fits_holder_lease_and_times check (
-  case
-    when done_at is not null then
-      lease_until is null and retry_at is null and (status in ('done', 'cancelled') or status = 'failed' and error is not null)
-    when lease_until is not null then status = 'claimed' and claimed_by is not null and retry_at is null
-    else status = 'queued'
-  end and released between 0 and attempts) not valid;
-
--- What this trigger changes, and no more: that a message is sent fresh is seen by after_insert.
-drop trigger before_insert on public.agent_messages;
-create trigger before_insert before insert on public.agent_messages
-  for each row when (
-    new.root_id is distinct from new.id or num_nonnulls(new.parent_id, new.replay_of, new.idempotency_key) > 0 or new.awaiting
-    -- the default is after the transaction's beginning
-    or new.created_at < now() or new.created_at > clock_timestamp())
-  execute function bus.before_insert();
-
--- as before, without what is fresh
-create or replace function bus.before_insert() returns trigger
-language plpgsql security definer
-set search_path = pg_catalog, pg_temp
-set plan_cache_mode = force_generic_plan
-set enable_seqscan = off
-set jit = off
-as $$
-declare
-  parent record;
-  first uuid;
-begin
-  if new.awaiting and not exists (select from bus.joins j where j.id = new.id) then
-    raise exception 'A message awaits others by its "awaits" in bus.enqueue'
-      using errcode = 'check_violation';
-  end if;
-  -- by the database's clock, whatever the sender says
-  new.created_at := clock_timestamp();
-  if new.replay_of is not null and not exists (
-    select from public.agent_messages d
-     where d.id = new.replay_of and d.status = 'failed' and d.tenant = new.tenant and d.root_id = new.root_id) then
-    raise exception 'Message % is no dead letter of this task', new.replay_of
-      using errcode = 'foreign_key_violation';
-  end if;
-  if new.parent_id is not null then
-    select m.root_id, m.tenant, m.expires_at, m.status into parent
-      from public.agent_messages m where m.id = new.parent_id;
-    if not found then
-      raise exception 'Parent message % does not exist', new.parent_id
-        using errcode = 'foreign_key_violation';
-    end if;
-    if parent.status = 'cancelled' then
-      raise exception 'Parent message % was cancelled', new.parent_id using errcode = 'check_violation';
-    end if;
-    if parent.tenant <> new.tenant then
-      raise exception 'A message of tenant % cannot have a parent of another tenant', new.tenant
-        using errcode = 'check_violation';
-    end if;
-    new.root_id := parent.root_id;
-    -- a child never outlives the deadline of the task; least() ignores nulls
-    new.expires_at := least(new.expires_at, parent.expires_at);
-  elsif new.root_id is not null and new.root_id <> new.id
-    and not exists (select from public.agent_messages r where r.id = new.root_id and r.tenant = new.tenant) then
-    raise exception 'Task % of tenant % does not exist', new.root_id, new.tenant
-      using errcode = 'foreign_key_violation';
-  end if;
-  new.root_id := coalesce(new.root_id, new.id);
-  if new.idempotency_key is not null then
-    first := bus.take_key(new.tenant, new.idempotency_key, new.id, null);
-    if first <> new.id then
-      raise exception 'Tenant % has used the idempotency key of this message for %', new.tenant, first
-        using errcode = 'unique_violation', constraint = 'agent_messages_idempotency';
-    end if;
-  end if;
-  return new;
-end
-$$;
-
--- as before, and that each is sent fresh
+-- as before, and that each is sent fresh, under its names
 create or replace function bus.after_insert() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -132,7 +44,7 @@ begin
     values (hashtextextended(one.route || coalesce('>' || one.target_instance, ''), 0),
             hashtext(one.tenant || case when one.keyed then coalesce('/' || one.limit_key, '') else '' end),
             (date_part('epoch', one.created_at) * 1000000)::bigint + one.priority * 1000::bigint * coalesce(one.aging_ms, 10000),
-            1, one.route, one.tenant, one.limit_key, array[one.id]);
+            1, one.route::bus.route_name, one.tenant::bus.tenant_name, one.limit_key, array[one.id]);
     if one.expires_at is not null then
       insert into bus.expiring (at, id) values (one.expires_at, one.id);
     end if;
@@ -183,7 +95,7 @@ begin
   select hashtextextended(b.route || coalesce('>' || b.target_instance, ''), 0),
          hashtext(b.tenant || case when r.keyed then coalesce('/' || b.limit_key, '') else '' end),
          (date_part('epoch', b.created_at) * 1000000)::bigint + b.priority * 1000::bigint * coalesce(r.aging_ms, 10000),
-         1, b.route, b.tenant, b.limit_key, b.ids[first:first + 99]
+         1, b.route::bus.route_name, b.tenant::bus.tenant_name, b.limit_key, b.ids[first:first + 99]
     from block b
     left join bus.routes r on r.lane = hashtextextended(b.route, 0)
    cross join lateral generate_series(1, cardinality(b.ids), 100) as first;
@@ -225,6 +137,69 @@ begin
   return null;
 end
 $$;
+
+-- as before, under their names
+create or replace function bus.enqueue_payloads(
+  service text, role text, tenant text, payloads jsonb[], headers jsonb[] default null, shard integer default 0,
+  ids uuid[] default null)
+returns uuid[]
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set jit = off
+as $$
+#variable_conflict use_variable
+declare
+  its_route constant text := service || '/' || role || '/' || shard;
+  moment constant timestamptz := clock_timestamp();
+  today constant date := (moment at time zone 'UTC')::date;
+  part constant text := 'messages_' || to_char(today, 'YYYYMMDD');
+  its_table constant regclass := to_regclass('bus.' || part);
+  made uuid[];
+  placed uuid[] := '{}';
+  settings record;
+begin
+  if ids is null then
+    made := array(select bus.uuid_v7() from generate_series(1, cardinality(payloads)));
+    ids := made;
+  elsif array_ndims(ids) <> 1 or array_lower(ids, 1) <> 1 then
+    -- pieces are cut from it by place
+    ids := array(select unnest(ids));
+  end if;
+  select r.aging_ms, r.draining is not true and shard between 0 and 65535
+         and exists (select from pg_inherits i where i.inhrelid = its_table and i.inhparent = 'public.agent_messages'::regclass)
+         and not exists (select from pg_class c
+                          where c.oid in ('public.agent_messages'::regclass, its_table) and c.relhasrules)
+         -- a trigger that somebody put there (4: upon insert) sees the statements, and what it makes of a row counts
+         and not exists (select from pg_trigger t
+                          where t.tgrelid in ('public.agent_messages'::regclass, its_table) and t.tgtype & 4 = 4
+                            and t.tgname not in ('before_insert', 'after_insert')) as plain
+    into settings
+    from (select) as one
+    left join bus.routes r on r.lane = hashtextextended(its_route, 0);
+  if settings.plain then
+    placed := bus.insert_plain(
+      part, service, role, shard, tenant, ids, payloads, headers,
+      -- as bus.first_id, of which two calls take as long as twenty messages
+      (lpad(to_hex((today - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid,
+      (lpad(to_hex((today + 1 - date '1970-01-01') * 86400000::bigint), 12, '0') || repeat('0', 20))::uuid);
+  else
+    insert into public.agent_messages (id, root_id, service, role, shard, tenant, payload, headers)
+    select g.id, g.id, service, role, shard, tenant, g.payload, coalesce(g.headers, '{}')
+      from (select unnest(ids) as id, unnest(payloads) as payload, unnest(headers) as headers) as g;
+  end if;
+  insert into bus.ready (lane, share, due, attempt, route, tenant, ids)
+  select hashtextextended(its_route, 0), hashtext(tenant),
+         (date_part('epoch', moment) * 1000000)::bigint + 100 * 1000::bigint * coalesce(settings.aging_ms, 10000),
+         1, its_route::bus.route_name, tenant::bus.tenant_name, placed[place:place + 99]
+    from generate_series(1, cardinality(placed), 100) as place;
+  return made;
+end
+$$;
+
+-- what is made ready again was judged when it was sent
+alter table bus.ready drop constraint service_role_and_tenant_are_names;
 
 -- as before, without numerics
 create or replace function bus.wake() returns trigger
@@ -287,4 +262,3 @@ begin
   return true;
 end
 $$;
-comment on function bus.before_insert() is 'Fills root and deadline from the parent; refuses rows that cross tenants.';

@@ -1,6 +1,12 @@
 //! What the schema promises to any client: roles, row security, comments.
 
+use cogo_db::MIGRATOR;
+use sqlx::PgConnection;
+
 use crate::support::bus;
+
+/// Sessions that are open since then keep their statements.
+const SESSIONS_SINCE: i64 = 20_261_122_060_000;
 
 #[tokio::test]
 async fn strangers_may_neither_read_nor_call() {
@@ -96,6 +102,46 @@ async fn nobody_but_the_service_role_may_call() {
     .await
     .unwrap();
     assert!(open.is_empty(), "{open:?}");
+}
+
+/// Sends one, several and a plain batch to each of two routes, and claims all of them in portions of every size.
+async fn send_and_work_off(session: &mut PgConnection) -> i64 {
+    let mut done = 0;
+    for role in ["free", "limited"] {
+        for sending in [
+            "insert into public.agent_messages (service, role, tenant, payload) values ('a', $1, 't', '{}')",
+            "insert into public.agent_messages (service, role, tenant, payload)
+             select 'a', $1, 't' || n, '{}' from generate_series(1, 7) as n",
+            "select bus.enqueue_payloads('a', $1, 't', array(select '{}'::jsonb from generate_series(1, 150)))",
+        ] {
+            sqlx::query(sending).bind(role).execute(&mut *session).await.unwrap();
+        }
+        for most in [3, 1, 50, 1000, 1000] {
+            let working = "select count(bus.complete(c.id, 'w', c.attempt)) from bus.claim('a', $1, 0, 'w', $2) as c";
+            let ended: i64 = sqlx::query_scalar(working).bind(role).bind(most).fetch_one(&mut *session).await.unwrap();
+            done += ended;
+        }
+    }
+    done
+}
+
+#[tokio::test]
+async fn sessions_that_are_open_go_on_after_every_migration() {
+    let database = cogo_test_support::empty_database().await;
+    MIGRATOR.run_to(SESSIONS_SINCE, &database.pool).await.unwrap();
+    let mut session = database.pool.acquire().await.unwrap();
+    sqlx::query("select bus.set_limit('a', 'limited', 0, 'route', max_running => 1000)")
+        .execute(&mut *session)
+        .await
+        .unwrap();
+    // statements of functions are kept from the sixth time on
+    for _ in 0..3 {
+        assert_eq!(send_and_work_off(&mut session).await, 316);
+    }
+    for version in MIGRATOR.iter().map(|migration| migration.version).filter(|version| *version > SESSIONS_SINCE) {
+        MIGRATOR.run_to(version, &database.another_pool()).await.unwrap();
+        assert_eq!(send_and_work_off(&mut session).await, 316, "after {version}");
+    }
 }
 
 /// What of a row the rule below looks at: its status, and whether each of these is set.
