@@ -1,10 +1,71 @@
 -- Schedules that keep no other from its time, and are told from others of their name.
 
 -- One whose row somebody has locked for long costs the others this much in each round.
-alter function bus.record_schedule(text, text, bigint, timestamptz, timestamptz[], timestamptz, boolean) set lock_timeout = '500ms';
+create or replace function bus.record_schedule(
+  name text, tenant text, revision bigint, expected_next_at timestamptz, occurrences timestamptz[],
+  next_at timestamptz, left_out boolean default false)
+returns integer
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '500ms'
+as $$
+#variable_conflict use_column
+declare
+  s bus.schedules;
+  occurrence timestamptz;
+  sent record;
+  fresh integer := 0;
+begin
+  if record_schedule.next_at is null or not isfinite(record_schedule.next_at) then
+    raise exception 'The next occurrence must be a time' using errcode = 'invalid_parameter_value';
+  end if;
+  -- who comes second finds another next_at here, after having waited for the first one's commit
+  update bus.schedules t
+     set next_at = record_schedule.next_at
+   where t.tenant = record_schedule.tenant and t.name = record_schedule.name and t.revision = record_schedule.revision
+     and t.next_at is not distinct from record_schedule.expected_next_at and not t.paused
+  returning t.* into s;
+  if not found then
+    return null;
+  end if;
+  for occurrence in select o from unnest(record_schedule.occurrences) as given (o) order by o loop
+    select e.id, e.duplicate into sent
+      from bus.enqueue_many(jsonb_build_array(jsonb_strip_nulls(jsonb_build_object(
+        'tenant', s.tenant, 'service', s.service, 'role', s.role, 'shard', s.shard, 'priority', s.priority,
+        'max_attempts', s.max_attempts, 'ttl_ms', s.ttl_ms,
+        'idempotency_key', 'schedule:' || s.name || ':' || to_char(occurrence at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
+        'headers', jsonb_build_object('schedule', s.name, 'scheduled_for', occurrence)))
+        || jsonb_build_object('payload', s.payload))) as e;
+    fresh := fresh + case when sent.duplicate then 0 else 1 end;
+    update bus.schedules t
+       set last_at = occurrence, last_message_id = sent.id
+     where t.tenant = s.tenant and t.name = s.name;
+  end loop;
+  if record_schedule.left_out then
+    insert into public.bus_events (kind, tenant, route, actor, detail)
+    values ('schedule_missed', s.tenant, s.service || '/' || s.role || '/' || s.shard, 'bus.record_schedule',
+            jsonb_build_object('schedule', s.name, 'policy', s.missed, 'due', record_schedule.expected_next_at,
+                               'sent', cardinality(record_schedule.occurrences), 'next_at', record_schedule.next_at,
+                               -- a long catch-up goes on
+                               'goes_on', record_schedule.next_at <= clock_timestamp()));
+  end if;
+  return fresh;
+end
+$$;
 alter function bus.break_schedule(text, text, bigint, text) set lock_timeout = '500ms';
 
--- a list with an empty place was taken, and could mean no time at all
+-- A list with an empty place was taken, and means the rest of it; where nothing else is in a field, it means no time at all.
+update bus.schedules s
+   set cron = case when means.something then said.cron else '0 0 30 2 *' end, paused = s.paused or not means.something,
+       last_error = case when means.something then s.last_error
+                         else left('Cron expression "' || s.cron || '" means no time', 1000) end,
+       revision = s.revision + 1
+  from (select c.tenant, c.name,
+               regexp_replace(regexp_replace(regexp_replace(c.cron, ',{2,}', ',', 'g'), '(^| ),(?=[^ ])', '\1', 'g'),
+                              '([^ ,]),(?= |$)', '\1', 'g') as cron
+          from bus.schedules c) as said,
+       lateral (select said.cron !~ '(^| ),( |$)' as something) as means
+ where s.tenant = said.tenant and s.name = said.name and (s.cron <> said.cron or not means.something);
 alter table bus.schedules drop constraint cron_has_five_or_six_fields;
 alter table bus.schedules add constraint cron_has_five_or_six_fields check (
   length(cron) <= 200

@@ -21,7 +21,7 @@ pub async fn fire_during(bus: &Bus, batch: u32, turn: Duration) -> Result<Fired,
         total.due += fired.due;
         total.sent += fired.sent;
         total.broken += fired.broken;
-        if fired.due >= u64::from(batch) {
+        if fired.due >= u64::from(batch) && Instant::now() < end {
             continue;
         }
         let Some(wait) = bus.next_schedule_due().await? else { return Ok(total) };

@@ -88,7 +88,7 @@ impl Bus {
                 Err(Error::Database(error)) if error.as_database_error().is_some() => {
                     trouble = Some(Error::Database(error));
                 }
-                Err(error @ Error::Conflict { .. }) => trouble = Some(error),
+                Err(error @ (Error::Conflict { .. } | Error::Refused { .. })) => trouble = Some(error),
                 Err(error) => return Err(error),
             }
         }
