@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use cogo_bus_core::{Fired, MissedRuns};
+use cogo_bus_core::{Bus, Error, Fired, MissedRuns, NewSchedule};
+use cogo_db::MIGRATOR;
+use serde_json::json;
 use tokio::time::timeout;
 
 use crate::{
@@ -67,4 +69,62 @@ async fn long_catch_up_stands_piece_by_piece() {
     assert_eq!(bus.fire_due_schedules(10).await.unwrap(), Fired::default());
     assert_eq!(keys(&bus).await.len(), 31);
     assert!(events(&bus, "schedule_missed").await.is_empty(), "nothing of it was left out");
+}
+
+#[tokio::test]
+async fn what_is_left_out_of_a_long_catch_up_is_told_with_its_first_piece() {
+    let (bus, _database) = bus().await;
+    let capped = NewSchedule { catch_up_cap: 25, ..monthly("report", MissedRuns::RunAll) };
+    overdue(&bus, &capped, 29).await;
+    while bus.fire_due_schedules(10).await.unwrap().due > 0 {}
+    let missed = events(&bus, "schedule_missed").await;
+    assert_eq!((missed.len(), &missed[0]["sent"], &missed[0]["goes_on"]), (1, &json!(20), &json!(true)));
+    assert_eq!(keys(&bus).await.len(), 25);
+}
+
+#[tokio::test]
+async fn schedule_that_the_database_refuses_to_touch_keeps_no_other_from_its_time() {
+    let (bus, _database) = bus().await;
+    overdue(&bus, &monthly("refused", MissedRuns::RunOnce), 2).await;
+    overdue(&bus, &monthly("free", MissedRuns::RunOnce), 0).await;
+    // a rule that came after the row, which no change of the row passes
+    sqlx::query("alter table bus.schedules add constraint later_rule check (name <> 'refused') not valid")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    assert!(matches!(bus.fire_due_schedules(10).await, Err(Error::Refused { .. })));
+    assert_eq!(keys(&bus).await.len(), 1);
+    assert!(one(&bus, "free").await.last_at.is_some());
+}
+
+#[tokio::test]
+async fn lists_with_empty_places_that_were_taken_before_mean_the_rest_or_are_paused() {
+    const BEFORE: i64 = 20_261_123_030_100;
+    let database = cogo_test_support::empty_database().await;
+    MIGRATOR.run_to(BEFORE, &database.pool).await.unwrap();
+    for cron in ["1,,2 * * * *", ",1 * * * 5,", ",,, * * * *", "* * * * ,", "1,2 3 * * *"] {
+        sqlx::query("select bus.upsert_schedule($1, $2, 'test', 'work', 'acme')")
+            .bind(format!("was-{}", cron.replace(|character: char| !character.is_ascii_digit(), "-")))
+            .bind(cron)
+            .execute(&database.pool)
+            .await
+            .unwrap();
+    }
+    MIGRATOR.run(&database.pool).await.unwrap();
+    let bus = Bus::new(database.pool.clone());
+    let mut now: Vec<_> =
+        bus.schedules(None).await.unwrap().into_iter().map(|one| (one.cron, one.paused, one.last_error)).collect();
+    now.sort();
+    let told = |cron: &str| Some(format!("Cron expression \"{cron}\" means no time"));
+    let never = || "0 0 30 2 *".to_owned();
+    assert_eq!(
+        now,
+        [
+            (never(), true, told("* * * * ,")),
+            (never(), true, told(",,, * * * *")),
+            ("1 * * * 5".to_owned(), false, None),
+            ("1,2 * * * *".to_owned(), false, None),
+            ("1,2 3 * * *".to_owned(), false, None),
+        ]
+    );
 }
