@@ -81,13 +81,13 @@ impl Bus {
     /// One message as it stands, every column; none if there is none.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database does not answer; [`Error::Contract`] when its payload or result cannot be read.
     pub async fn message(&self, id: Uuid) -> Result<Option<Value>, Error> {
         let row = sqlx::query_scalar("select to_jsonb(m) from public.agent_messages m where m.id = $1")
             .bind(id)
             .fetch_optional(&self.pool)
-            .await?;
-        Ok(row)
+            .await;
+        row.map_err(Error::reading("public.agent_messages"))
     }
 
     /// Sends a dead letter again as a new message that points back; answers the new id.

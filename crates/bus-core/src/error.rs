@@ -27,7 +27,8 @@ pub enum Error {
     /// The database did not answer or broke off; the outcome may be unknown.
     #[error("The database did not answer")]
     Database(#[source] sqlx::Error),
-    /// A row does not have the form of its contract.
+    /// A row does not have the form of its contract, or holds what cannot be read: Postgres takes numbers and depths for
+    /// JSON that we do not. Trying again does not help.
     #[error("Row of {what} is not of its contract")]
     Contract {
         /// The table or function.
@@ -44,10 +45,18 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Database(_))
     }
-}
 
-impl From<sqlx::Error> for Error {
-    fn from(error: sqlx::Error) -> Self {
+    /// The error of a statement that reads `what`, a table or function.
+    pub(crate) fn reading(what: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+        move |error| match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                Self::Contract { what, source: serde::de::Error::custom(error) }
+            }
+            unanswered => Self::of_answer(unanswered),
+        }
+    }
+
+    fn of_answer(error: sqlx::Error) -> Self {
         let Some(refusal) = error.as_database_error() else {
             return Self::Database(error);
         };
@@ -61,5 +70,28 @@ impl From<sqlx::Error> for Error {
             Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Refused { reason, source: error },
             _ => Self::Database(error),
         }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::reading("the database")(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_will_not_be_readable_later() {
+        let column = sqlx::Error::ColumnDecode { index: "\"result\"".to_owned(), source: "number out of range".into() };
+        for unreadable in [column, sqlx::Error::Decode("number out of range".into())] {
+            let error = Error::from(unreadable);
+            assert!(!error.is_transient(), "{error:?}");
+            let Error::Contract { what: "the database", source } = error else { panic!("{error:?}") };
+            assert!(source.to_string().contains("number out of range"), "{source}");
+        }
+        assert!(Error::from(sqlx::Error::PoolTimedOut).is_transient());
     }
 }

@@ -86,7 +86,7 @@ impl Bus {
     /// Parts of one message after a place, in order, at most `limit`.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database does not answer; [`Error::Contract`] when one of them cannot be read.
     pub async fn partials_after(&self, id: Uuid, after: PartialPlace, limit: u32) -> Result<Vec<Partial>, Error> {
         self.partials_of(&[(id, after)], limit).await
     }
@@ -94,7 +94,7 @@ impl Bus {
     /// Parts of several messages, each after a place of its own and in order, at most `limit` in all.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// As [`Bus::partials_after`].
     pub async fn partials_of(&self, after: &[(Uuid, PartialPlace)], limit: u32) -> Result<Vec<Partial>, Error> {
         let ids: Vec<Uuid> = after.iter().map(|(id, _)| *id).collect();
         let attempts: Vec<i16> = after.iter().map(|(_, place)| place.attempt).collect();
@@ -106,8 +106,8 @@ impl Bus {
                 .bind(seqs)
                 .bind(limit.cast_signed())
                 .fetch_all(&self.pool)
-                .await?;
-        Ok(partials)
+                .await;
+        partials.map_err(Error::reading("bus.partials_after"))
     }
 
     /// Removes up to `max_rows` parts older than `keep`; answers how many.

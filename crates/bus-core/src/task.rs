@@ -53,10 +53,10 @@ impl Bus {
     /// The task under this root with all steps; none if there is none.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database does not answer; [`Error::Contract`] when a step has a result that cannot be read.
     pub async fn task(&self, root: Uuid) -> Result<Option<Task>, Error> {
-        let row: Option<Value> =
-            sqlx::query_scalar("select bus.task($1)").bind(root).fetch_optional(&self.pool).await?.flatten();
+        let row = sqlx::query_scalar("select bus.task($1)").bind(root).fetch_optional(&self.pool).await;
+        let row: Option<Value> = row.map_err(Error::reading("bus.task"))?.flatten();
         row.map(|task| Task::deserialize(task).map_err(|source| Error::Contract { what: "bus.task", source }))
             .transpose()
     }
@@ -135,12 +135,12 @@ impl Bus {
     /// How these messages ended, in the order of the ids; for a message that awaited them. Unknown ids are left out.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database does not answer; [`Error::Contract`] when one of the answers cannot be read.
     pub async fn results(&self, ids: &[Uuid]) -> Result<Vec<Outcome>, Error> {
         let outcomes = sqlx::query_as("select id, status, result, result_url, error from bus.results($1)")
             .bind(ids)
             .fetch_all(&self.pool)
-            .await?;
-        Ok(outcomes)
+            .await;
+        outcomes.map_err(Error::reading("bus.results"))
     }
 }

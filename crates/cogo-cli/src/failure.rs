@@ -223,6 +223,9 @@ impl From<sqlx::Error> for Failure {
 
 /// A statement that did not work: the schema is missing, the password is wrong, or nobody answers.
 fn database(error: &sqlx::Error) -> Failure {
+    if matches!(error, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) {
+        return Failure::failed("The database answers something that cannot be read").because(error);
+    }
     let code = error.as_database_error().and_then(|refusal| refusal.code()).unwrap_or_default().into_owned();
     match code.as_str() {
         // undefined table, function, schema

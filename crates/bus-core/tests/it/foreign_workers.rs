@@ -3,7 +3,7 @@
 mod contract;
 mod fleet;
 mod language;
-mod line;
+pub(crate) mod line;
 mod outages;
 mod sources;
 mod whole;

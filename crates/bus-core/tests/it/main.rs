@@ -36,5 +36,6 @@ mod stats;
 mod steering;
 mod support;
 mod tasks;
+mod unreadable;
 mod unsettled;
 mod wakeups;

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use cogo_bus_core::{Bus, Claimed, Completion, Error, Failure, RequestError, Wake, WakeUps};
 use cogo_contracts::{NewMessage, Tenant};
+use cogo_db::PoolSettings;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{PATIENCE, ROUTE, bus, claim, claim_one, message};
+use crate::{
+    foreign_workers::line::{Fault, Line},
+    support::{PATIENCE, ROUTE, bus, claim, claim_one, message},
+};
 
 /// Takes the next message as soon as there is one.
 async fn claim_next(bus: &Bus) -> Claimed {
@@ -27,6 +31,13 @@ async fn answer(bus: &Bus, result: Value) -> bool {
     let claimed = claim_next(bus).await;
     let completion = Completion { result: Some(result), ..Completion::default() };
     bus.complete(&claimed.fence(), "w", &completion).await.unwrap()
+}
+
+/// A bus over a line on which the first answer that holds the word is swallowed, with all that comes after it.
+async fn silenced(url: &str, word: &'static str) -> (Bus, Line) {
+    let line = Line::to(url, word, Fault::Silence).await;
+    let settings = PoolSettings { acquire_timeout: PATIENCE, ..PoolSettings::new(&line.url, "silenced") };
+    (Bus::new(cogo_db::connect(&settings).unwrap()), line)
 }
 
 async fn status(bus: &Bus, id: uuid::Uuid) -> Value {
@@ -249,4 +260,38 @@ async fn asker_hears_of_the_end_and_not_of_the_claim() {
     assert_eq!(told, [id, watched]);
     stop.cancel();
     listening.await.unwrap();
+}
+
+#[tokio::test]
+async fn silence_does_not_make_a_request_outlive_its_deadline() {
+    let (_bus, database) = bus().await;
+    let (asked, deaf) = (message(json!({})), WakeUps::default());
+    // a column of its answer: nobody can know whether it was sent
+    let (unsent, _line) = silenced(&database.url, "duplicate").await;
+    let reply = timeout(PATIENCE, unsent.request(&asked, Duration::from_secs(1), &deaf)).await.expect("an end");
+    let Err(RequestError::Bus(error)) = reply else { panic!("{reply:?}") };
+    assert!(error.is_transient(), "{error:?}");
+
+    // time enough to ask on a busy machine
+    let (unanswered, _line) = silenced(&database.url, "pending").await;
+    let reply = timeout(PATIENCE, unanswered.request(&asked, Duration::from_secs(8), &deaf)).await.expect("an end");
+    assert!(matches!(reply, Err(RequestError::TimedOut { .. })), "{reply:?}");
+}
+
+#[tokio::test]
+async fn silence_costs_a_request_one_look_and_not_its_answer() {
+    let (bus, database) = bus().await;
+    let (silenced, line) = silenced(&database.url, "pending").await;
+    let working = async {
+        let claimed = claim_next(&bus).await;
+        while line.sprung() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let completion = Completion { result: Some(json!("heard")), ..Completion::default() };
+        bus.complete(&claimed.fence(), "w", &completion).await.unwrap()
+    };
+    let (asked, deaf) = (message(json!({})), WakeUps::default());
+    let (reply, done) = tokio::join!(timeout(PATIENCE, silenced.request(&asked, PATIENCE, &deaf)), working);
+    assert!(done);
+    assert_eq!(reply.expect("an end").unwrap().result, Some(json!("heard")));
 }

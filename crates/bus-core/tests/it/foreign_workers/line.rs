@@ -16,7 +16,7 @@ use tokio::{
 
 /// What becomes of a connection on which the word came for the first time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// It is cut before the client hears the answer.
     Cut,
     /// The client hears nothing more, and the connection stays.
@@ -24,8 +24,8 @@ pub(super) enum Fault {
 }
 
 /// A listener in front of Postgres; gone with this value, and the connections with it.
-pub(super) struct Line {
-    pub(super) url: String,
+pub(crate) struct Line {
+    pub(crate) url: String,
     sprung: Arc<AtomicUsize>,
     _accepting: JoinSet<()>,
 }
@@ -38,7 +38,7 @@ struct Trap {
 
 impl Line {
     /// To the server of this address; `word` is looked for within single pieces of answers, which hold small ones whole.
-    pub(super) async fn to(url: &str, word: &'static str, fault: Fault) -> Self {
+    pub(crate) async fn to(url: &str, word: &'static str, fault: Fault) -> Self {
         let authority = url.split('/').nth(2).unwrap();
         let server = authority.rsplit('@').next().unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -61,7 +61,7 @@ impl Line {
     }
 
     /// How often the word came.
-    pub(super) fn sprung(&self) -> usize {
+    pub(crate) fn sprung(&self) -> usize {
         self.sprung.load(Ordering::SeqCst)
     }
 }
