@@ -2,7 +2,7 @@
 
 use std::{any::Any, future::poll_fn, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use cogo_bus_core::{Bus, Claimed, Completion, Failure};
+use cogo_bus_core::{Bus, Claimed, Completion, Failure, Fence};
 use cogo_contracts::{Assignment, Route};
 use cogo_registry_core::SchemaRegistry;
 use cogo_telemetry::RouteMetrics;
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Span, info_span};
+use tracing::{Span, info_span, warn};
 use uuid::fmt::Hyphenated;
 
 use crate::{
@@ -119,7 +119,8 @@ impl<H: Handler> Attempts<H> {
         self.metrics.waited(Duration::from_millis(claimed.waited_ms.max(0).unsigned_abs()));
         let attempt = async {
             let _hand = self.hands.hold();
-            let (started, portion) = (Instant::now(), Arc::clone(&taken.portion));
+            let started = Instant::now();
+            let mut unended = Unended::new(&self, &taken);
             let (claim, end) = self.attempt(taken).await;
             let order = match end {
                 End::Done(completion, effects) if effects.is_empty() && completion.is_plain() => {
@@ -127,10 +128,13 @@ impl<H: Handler> Attempts<H> {
                 }
                 End::Failed(failure) => Order::Fail(failure),
                 end => {
-                    portion.end_one();
-                    return Box::pin(self.record(&claim, end, started)).await;
+                    unended.end_portion();
+                    Box::pin(self.record(&claim, end, started)).await;
+                    return unended.has_ended();
                 }
             };
+            let portion = Arc::clone(&unended.portion);
+            unended.has_ended();
             self.settler.add(Ended { claim, order, portion, started });
         };
         within(&span, attempt).await;
@@ -163,7 +167,9 @@ impl<H: Handler> Attempts<H> {
             return self.cut_off();
         }
         let handled = async {
-            let handled = AssertUnwindSafe(self.handler.handle(request, claim)).catch_unwind().await;
+            // the call itself may panic as well
+            let handle = async { self.handler.handle(request, claim).await };
+            let handled = AssertUnwindSafe(handle).catch_unwind().await;
             Box::pin(self.end_of(handled, claim)).await
         };
         tokio::pin!(handled);
@@ -216,6 +222,47 @@ impl<H: Handler> Attempts<H> {
             Ok(()) => End::Done(completion, effects),
             Err(failure) => End::Failed(failure),
         }
+    }
+}
+
+/// A message whose attempt has not ended. Should that panic where nothing else catches it, as when what a handler holds is
+/// dropped or its effect is called, the message is in hand no more: its lease is not kept, and ends.
+struct Unended<'a, H: Handler> {
+    attempts: &'a Attempts<H>,
+    fence: Fence,
+    portion: Arc<Portion>,
+    /// Whether its portion waits for it.
+    is_awaited: bool,
+    has_ended: bool,
+}
+
+impl<'a, H: Handler> Unended<'a, H> {
+    fn new(attempts: &'a Attempts<H>, taken: &Taken) -> Self {
+        let portion = Arc::clone(&taken.portion);
+        Self { attempts, fence: taken.claimed.fence(), portion, is_awaited: true, has_ended: false }
+    }
+
+    fn end_portion(&mut self) {
+        self.is_awaited = false;
+        self.portion.end_one();
+    }
+
+    fn has_ended(mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl<H: Handler> Drop for Unended<'_, H> {
+    fn drop(&mut self) {
+        if self.has_ended {
+            return;
+        }
+        let id = self.fence.id;
+        warn!(message.id = %id, "the attempt was broken off, the lease of message {id} is left to its end");
+        if self.is_awaited {
+            self.portion.end_one();
+        }
+        self.attempts.forget([&self.fence]);
     }
 }
 

@@ -3,6 +3,7 @@
 mod batches;
 mod certificates;
 mod child_access;
+mod child_ends;
 mod child_orders;
 mod child_support;
 mod child_tls;
@@ -17,6 +18,7 @@ mod health;
 mod http;
 mod live;
 mod orders;
+mod panics;
 mod partials;
 mod retries;
 mod rows;

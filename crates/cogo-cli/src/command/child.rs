@@ -157,7 +157,7 @@ async fn work(
                 let program = program.clone();
                 async move { answer(&program, message).await }
             };
-            worker.run(run, ending.work.clone()).await;
+            Box::pin(worker.run(run, ending.work.clone())).await;
         }
         // nothing is ever in its hands
         None => tokio::select! {

@@ -173,12 +173,14 @@ async fn run<B: BatchHandler>(handler: Arc<B>, hard_stop: CancellationToken, bat
             std::future::pending::<()>().await;
         }
     };
+    // the call itself may panic as well
+    let handle = async { handler.handle(items).await };
     let handled = async {
         tokio::select! {
             biased;
             () = hard_stop.cancelled() => None,
             () = abandoned => None,
-            handled = AssertUnwindSafe(handler.handle(items)).catch_unwind() => Some(handled),
+            handled = AssertUnwindSafe(handle).catch_unwind() => Some(handled),
         }
     };
     match handled.instrument(span).await {

@@ -1,5 +1,6 @@
 //! Agents of level 3: they work outside, reach their parent over a WebSocket, and stand in the registry through it.
 
+mod attempt;
 mod attend;
 mod client;
 mod connection;
@@ -20,3 +21,6 @@ pub use parent::{Children, ChildrenSettings, FromChild, NotConnected};
 pub use protocol::{Again, Credential, Hello, Order, ToChild, ToParent};
 pub use trust::{NoAuthority, Trust};
 pub use work::ChildWorker;
+
+#[cfg(test)]
+pub(crate) use attempt::Pace;

@@ -2,7 +2,7 @@
 //! the name that its parent got for it. While the registry has it suspended or draining, the database refuses its claims.
 
 use std::{
-    panic::AssertUnwindSafe,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -10,22 +10,31 @@ use std::{
     time::Duration,
 };
 
-use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Error as BusError, Failure, Fence, Wake, WakeUps};
+use cogo_bus_core::{Bus, ClaimRequest, Claimed, Error as BusError, Wake, WakeUps};
 use cogo_contracts::Route;
-use futures_util::FutureExt;
 use serde_json::Value;
 use tokio::{
     sync::{broadcast, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
-use super::{client::ChildHandle, client::Seated, protocol::Order};
-use crate::HandlerError;
+use super::{
+    attempt::{Attempt, Pace},
+    client::ChildHandle,
+    client::Seated,
+    protocol::Order,
+};
+use crate::{
+    HandlerError,
+    passing::{in_time, silent},
+};
 
-/// Lease of a claim; renewed three times in its length.
-const LEASE: Duration = Duration::from_secs(30);
+/// Unless a test says otherwise.
+const PACE: Pace = Pace { lease: Duration::from_secs(30), patience: Duration::from_secs(10) };
 /// Longest wait between two looks at the queue: the price of a hint that was lost.
 const POLL: Duration = Duration::from_secs(15);
 /// First wait after it had something to do or was let work; it grows up to the poll. Hints of a busy route are thinned
@@ -34,6 +43,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LOOKS_GROW: u32 = 4;
 /// Pause after the database did not answer.
 const DATABASE_AWAY: Duration = Duration::from_secs(1);
+/// How long an answer of the database is waited for once it is to stop: what a claim hands out can then still be worked on,
+/// but a database that says nothing holds up no end.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 
 /// Claims the messages of a child's route and hands them to its work.
 #[derive(Debug)]
@@ -47,6 +59,26 @@ pub struct ChildWorker {
     orders: watch::Receiver<Order>,
     in_flight: Arc<AtomicU32>,
     finished: CancellationToken,
+    pub(crate) pace: Pace,
+    /// Whether the last claim has an unknown outcome: what it took would wait for the end of its lease.
+    unsure: bool,
+}
+
+/// What a look at the queue brought.
+struct Found {
+    claimed: Vec<Claimed>,
+    /// Until when it may be believed to be the child's.
+    until: Instant,
+    /// With nothing claimed, when something is due.
+    due: Option<Duration>,
+}
+
+/// What is worked on.
+#[derive(Default)]
+struct Jobs {
+    tasks: JoinSet<()>,
+    /// The message of each task. It may be lost and claimed again before its first task has ended.
+    messages: HashMap<task::Id, Uuid>,
 }
 
 /// Whether the worker may claim now.
@@ -70,6 +102,8 @@ impl ChildWorker {
             orders: handle.orders.clone(),
             in_flight: Arc::clone(&handle.in_flight),
             finished: handle.finished.clone(),
+            pace: PACE,
+            unsure: false,
         }
     }
 
@@ -103,14 +137,17 @@ impl ChildWorker {
         W: Fn(Claimed) -> A + Send + Sync + 'static,
         A: Future<Output = Result<Value, HandlerError>> + Send + 'static,
     {
-        let mut jobs = JoinSet::new();
-        let mut held_by = None;
+        let mut jobs = Jobs::default();
+        let mut held_by: Option<String> = None;
         let mut look = FIRST_LOOK;
         loop {
-            self.in_flight.store(u32::try_from(jobs.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
+            self.in_flight.store(u32::try_from(jobs.tasks.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
             let mut pause = POLL;
-            match self.turn(&jobs, &stop) {
+            match self.turn(jobs.tasks.len(), &stop) {
                 Turn::End => {
+                    if let Some(holder) = held_by {
+                        self.leave_nothing(&holder).await;
+                    }
                     self.finished.cancel();
                     return;
                 }
@@ -118,31 +155,32 @@ impl ChildWorker {
                 Turn::Claim { holder } => {
                     if held_by.replace(holder.clone()).is_some_and(|before| before != holder) {
                         // the claims of the run before are lost
-                        jobs.shutdown().await;
+                        jobs.drop_all().await;
                     }
-                    match self.claim(&holder, jobs.len()).await {
-                        Ok((claimed, due)) => {
+                    match self.look(&holder, &jobs, &stop).await {
+                        Ok(Found { claimed, until, due }) => {
                             let found_some = !claimed.is_empty();
                             pause = due.map_or(look, |due| due.max(FIRST_LOOK).min(look));
                             look = if found_some { FIRST_LOOK } else { (look * LOOKS_GROW).min(POLL) };
                             for message in claimed {
-                                jobs.spawn(attempt(self.bus.clone(), message, holder.clone(), Arc::clone(&work)));
+                                let (bus, fence, holder) = (self.bus.clone(), message.fence(), holder.clone());
+                                let attempt = Attempt { bus, fence, holder, pace: self.pace, until };
+                                jobs.start(message.id, attempt.run(message, Arc::clone(&work)));
                             }
                             if found_some {
                                 continue;
                             }
                         }
                         Err(error) => {
-                            warn!(%error, route = %self.route, "could not claim");
+                            let error = format!("{:#}", anyhow::Error::from(error));
+                            warn!(error, route = %self.route, "could not claim");
                             pause = DATABASE_AWAY;
                         }
                     }
                 }
             }
             tokio::select! {
-                Some(ended) = jobs.join_next() => if let Err(error) = ended {
-                    debug!(%error, "an attempt was dropped");
-                },
+                Some(()) = jobs.ended() => {}
                 () = hinted(&mut hints, &self.route) => {}
                 changed = self.seated.changed() => if changed.is_err() {
                     // the connection has ended for good, and the registry queues again what is held
@@ -155,36 +193,110 @@ impl ChildWorker {
         }
     }
 
-    fn turn(&mut self, jobs: &JoinSet<()>, stop: &CancellationToken) -> Turn {
+    fn turn(&mut self, busy: usize, stop: &CancellationToken) -> Turn {
         let order = *self.orders.borrow_and_update();
         let holder = self.seated.borrow_and_update().as_ref().map(|seated| seated.holder.clone());
         match (order, holder) {
             _ if stop.is_cancelled() || order == Order::Leave => {
-                if jobs.is_empty() {
+                if busy == 0 {
                     Turn::End
                 } else {
                     Turn::Wait
                 }
             }
-            (Order::Work, Some(holder)) if jobs.len() < usize::from(self.at_once) => Turn::Claim { holder },
+            (Order::Work, Some(holder)) if busy < usize::from(self.at_once) => Turn::Claim { holder },
             _ => Turn::Wait,
         }
     }
 
+    /// Claims, but waits only so long for a database that says nothing, and less once it is to stop.
+    async fn look(&mut self, holder: &str, jobs: &Jobs, stop: &CancellationToken) -> Result<Found, BusError> {
+        let given_up = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_ANSWER).await;
+        };
+        tokio::select! {
+            biased;
+            found = self.claim(holder, jobs) => found,
+            () = given_up => Err(silent()),
+        }
+    }
+
     /// Takes what fits into the free hands; with nothing to take, answers when something is due.
-    async fn claim(&self, holder: &str, busy: usize) -> Result<(Vec<Claimed>, Option<Duration>), BusError> {
-        let free = usize::from(self.at_once).saturating_sub(busy);
+    async fn claim(&mut self, holder: &str, jobs: &Jobs) -> Result<Found, BusError> {
+        let patience = self.pace.patience;
+        self.hand_back_unseen(holder, jobs).await?;
+        let free = usize::from(self.at_once).saturating_sub(jobs.tasks.len());
         let request = ClaimRequest {
             route: &self.route,
             holder,
             instance: Some(&self.instance),
             max_messages: u16::try_from(free).unwrap_or(u16::MAX),
-            lease: LEASE,
+            lease: self.pace.lease,
         };
-        let claimed = self.bus.claim(&request).await?;
-        let due =
-            if claimed.is_empty() { self.bus.next_due_for(&self.route, Some(&self.instance)).await? } else { None };
-        Ok((claimed, due))
+        let until = Instant::now() + self.pace.lease;
+        // also when this future is dropped on the way
+        self.unsure = true;
+        let claimed = in_time(patience, self.bus.claim(&request)).await;
+        self.unsure = !matches!(claimed, Ok(_) | Err(BusError::Conflict { .. }));
+        let claimed = claimed?;
+        let due = if claimed.is_empty() {
+            in_time(patience, self.bus.next_due_for(&self.route, Some(&self.instance))).await?
+        } else {
+            None
+        };
+        Ok(Found { claimed, until, due })
+    }
+
+    /// Hands back what an earlier claim took without our hearing of it.
+    async fn hand_back_unseen(&mut self, holder: &str, jobs: &Jobs) -> Result<(), BusError> {
+        if !self.unsure {
+            return Ok(());
+        }
+        // what is in hand is known exactly here: only this loop claims for the route
+        let held: Vec<Uuid> = jobs.messages.values().copied().collect();
+        let handed_back = self.bus.hand_back_unheld(&self.route, holder, &held);
+        let count = in_time(self.pace.patience, handed_back).await?;
+        self.unsure = false;
+        if count > 0 {
+            info!(route = %self.route, count, "handed back what a claim took whose answer was lost");
+        }
+        Ok(())
+    }
+
+    /// With nothing in hand any more, leaves nothing claimed either.
+    async fn leave_nothing(&mut self, holder: &str) {
+        let jobs = Jobs::default();
+        let handed_back = in_time(LAST_ANSWER, self.hand_back_unseen(holder, &jobs)).await;
+        if let Err(error) = handed_back {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            warn!(error, route = %self.route, "what a claim took whose answer was lost waits for the end of its lease");
+        }
+    }
+}
+
+impl Jobs {
+    fn start(&mut self, message: Uuid, job: impl Future<Output = ()> + Send + 'static) {
+        let started = self.tasks.spawn(job);
+        self.messages.insert(started.id(), message);
+    }
+
+    /// Waits for the end of one; none if there is none.
+    async fn ended(&mut self) -> Option<()> {
+        let ended = match self.tasks.join_next_with_id().await? {
+            Ok((ended, ())) => ended,
+            Err(error) => {
+                debug!(%error, "an attempt was dropped");
+                error.id()
+            }
+        };
+        self.messages.remove(&ended);
+        Some(())
+    }
+
+    async fn drop_all(&mut self) {
+        self.tasks.shutdown().await;
+        self.messages.clear();
     }
 }
 
@@ -199,71 +311,4 @@ async fn hinted(hints: &mut broadcast::Receiver<Wake>, route: &Route) {
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }
     }
-}
-
-/// One attempt at one message, to its recorded end.
-async fn attempt<W, A>(bus: Bus, message: Claimed, holder: String, work: Arc<W>)
-where
-    W: Fn(Claimed) -> A,
-    A: Future<Output = Result<Value, HandlerError>>,
-{
-    let (fence, id) = (message.fence(), message.id);
-    let time_left = message.remaining_ms.map(|left| Duration::from_millis(left.max(0).unsigned_abs()));
-    let kept = async {
-        loop {
-            tokio::time::sleep(LEASE / 3).await;
-            match bus.extend(std::slice::from_ref(&fence), &holder, LEASE).await {
-                Ok(kept) if kept.is_empty() => return,
-                Ok(_) => {}
-                Err(error) => warn!(%error, message.id = %id, "could not renew a lease"),
-            }
-        }
-    };
-    let expired = async {
-        match time_left {
-            Some(left) => tokio::time::sleep(left).await,
-            None => std::future::pending().await,
-        }
-    };
-    let outcome = tokio::select! {
-        outcome = AssertUnwindSafe(work(message)).catch_unwind() => outcome,
-        () = kept => return info!(message.id = %id, "message {id} was lost: it is cancelled, or somebody else's now"),
-        () = expired => return info!(message.id = %id, "message {id} was given up: its time to live has passed"),
-    };
-    let outcome = outcome.unwrap_or_else(|_| Err(HandlerError::retry(anyhow::anyhow!("The work panicked"))));
-    let recorded = record(&bus, &fence, &holder, outcome).await;
-    match recorded {
-        Ok(true) => debug!(message.id = %id, "attempt ended"),
-        Ok(false) => info!(message.id = %id, "message {id} was lost before its end was recorded"),
-        Err(error) => warn!(%error, message.id = %id, "the end of message {id} was not recorded"),
-    }
-}
-
-/// Writes how an attempt ended; false if the message was not the child's any more.
-async fn record(
-    bus: &Bus,
-    fence: &Fence,
-    holder: &str,
-    outcome: Result<Value, HandlerError>,
-) -> Result<bool, BusError> {
-    let failure = match outcome {
-        Ok(result) => {
-            let completion = Completion { result: Some(result), ..Completion::default() };
-            return bus.complete(fence, holder, &completion).await;
-        }
-        Err(HandlerError::Deferred { after, source }) => {
-            let deferred = bus.defer(std::slice::from_ref(fence), holder, after, &format!("{source:#}")).await?;
-            return Ok(deferred > 0);
-        }
-        Err(HandlerError::Reject { source }) => {
-            Failure { reason: format!("{source:#}"), retriable: false, retry_after: None }
-        }
-        Err(HandlerError::Retry { after, source }) => {
-            Failure { reason: format!("{source:#}"), retriable: true, retry_after: after }
-        }
-        Err(HandlerError::OfKind { kind, after, source }) => {
-            Failure { reason: format!("{kind}: {source:#}"), retriable: true, retry_after: after }
-        }
-    };
-    Ok(bus.fail(fence, holder, &failure).await?.is_some())
 }

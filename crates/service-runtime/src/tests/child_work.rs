@@ -1,6 +1,12 @@
 //! Agents of level 3 at work: they claim their own route from the bus, under the name that their parent got for them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use cogo_bus_core::{Bus, Claimed};
 use cogo_contracts::{NewMessage, Tenant};
@@ -14,38 +20,61 @@ use super::{
     PATIENCE, ROUTE,
     child_support::{CHILD, Child, INSTANCE, Parent},
 };
-use crate::{ChildEvent, ChildWorker, Ended, HandlerError, Order};
+use crate::{ChildEvent, ChildWorker, Ended, HandlerError, Order, children::Pace};
 
 /// A child that answers what it may; each answer takes a permit.
-struct Workshop {
-    bus: Bus,
-    permits: Arc<Semaphore>,
-    stop: CancellationToken,
+pub(super) struct Workshop {
+    pub(super) bus: Bus,
+    pub(super) permits: Arc<Semaphore>,
+    /// How often the work was begun, and how often it was dropped or had ended.
+    pub(super) begun: Arc<AtomicU32>,
+    pub(super) gone: Arc<AtomicU32>,
+    pub(super) stop: CancellationToken,
     work: JoinHandle<()>,
+}
+
+struct Gone(Arc<AtomicU32>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 impl Workshop {
     fn open(parent: &Parent, child: &Child) -> Self {
+        Self::open_at(parent, child, Pace { lease: PATIENCE, patience: PATIENCE })
+    }
+
+    pub(super) fn open_at(parent: &Parent, child: &Child, pace: Pace) -> Self {
         let bus = Bus::new(parent.database.pool.clone());
         let permits = Arc::new(Semaphore::new(0));
+        let (begun, gone) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (waiting, stop) = (Arc::clone(&permits), CancellationToken::new());
+        let (calls, ends) = (Arc::clone(&begun), Arc::clone(&gone));
         let work = move |message: Claimed| {
-            let waiting = Arc::clone(&waiting);
+            calls.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(message.payload["what"], "panic at once", "as ordered");
+            let (waiting, gone) = (Arc::clone(&waiting), Gone(Arc::clone(&ends)));
             async move {
+                let _gone = gone;
                 waiting.acquire().await.expect("it is never closed").forget();
                 match message.payload["what"].as_str() {
                     Some("reject") => Err(HandlerError::rejected("as ordered")),
                     Some("panic") => panic!("as ordered"),
+                    Some("too large") => Ok(json!("x".repeat(2 << 20))),
+                    Some("not to be stored") => Ok(json!("\0")),
                     _ => Ok(json!({"by": CHILD})),
                 }
             }
         };
-        let worker = ChildWorker::new(bus.clone(), ROUTE, INSTANCE, &child.handle).at_once(2);
+        let mut worker = ChildWorker::new(bus.clone(), ROUTE, INSTANCE, &child.handle).at_once(2);
+        worker.pace = pace;
         let work = parent.tracker.spawn(worker.run(work, stop.clone()));
-        Self { bus, permits, stop, work }
+        Self { bus, permits, begun, gone, stop, work }
     }
 
-    async fn send(&self, payload: Value) -> Uuid {
+    pub(super) async fn send(&self, payload: Value) -> Uuid {
         let tenant = Tenant::new("default").unwrap();
         self.bus.enqueue(&NewMessage::new(ROUTE, Some(tenant), payload)).await.unwrap().id
     }
@@ -55,7 +84,7 @@ impl Workshop {
         sqlx::query_scalar(status).bind(id).fetch_one(self.bus.pool()).await.unwrap()
     }
 
-    async fn until(&self, id: Uuid, status: &str) {
+    pub(super) async fn until(&self, id: Uuid, status: &str) {
         let reached = async {
             while self.status(id).await != status {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -69,7 +98,7 @@ impl Workshop {
         sqlx::query_scalar(holders).fetch_all(self.bus.pool()).await.unwrap()
     }
 
-    async fn ended(self) {
+    pub(super) async fn ended(self) {
         timeout(PATIENCE, self.work).await.expect("it ends").unwrap();
     }
 }
