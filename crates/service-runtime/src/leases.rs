@@ -1,13 +1,16 @@
 //! Keeps the leases of everything a worker has in hand, in one statement per beat.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
 use cogo_bus_core::{Bus, Fence};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
@@ -21,10 +24,13 @@ const LOOKS_PER_LEASE: u32 = 10;
 /// No timer ticks faster, whatever the lease.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
 
-/// What a worker has in hand.
+/// What a worker has in hand: of each message the last attempt that it began. An earlier one, whose lease was lost, may still
+/// be ending beside it, and whatever is told of that one means nothing for this.
 #[derive(Default)]
 pub(crate) struct Leases {
     held: Mutex<ById>,
+    /// Somebody says that one of them was taken back.
+    doubted: Notify,
 }
 
 /// Asked three times for each message, so the hash must be cheap.
@@ -35,6 +41,8 @@ struct Held {
     holder: Arc<str>,
     token: Arc<CancellationToken>,
     until: Instant,
+    /// Whether the next look shall tell if it is still ours.
+    is_doubted: bool,
     /// Its end is being written, and the answer to that tells whether it was still ours.
     is_ending: bool,
 }
@@ -47,15 +55,24 @@ impl Leases {
         lease: Duration,
     ) {
         let until = Instant::now() + lease;
-        self.lock().extend(claimed.map(|(fence, token)| {
-            (fence.id, Held { fence, holder: Arc::clone(holder), token, until, is_ending: false })
-        }));
+        let mut held = self.lock();
+        for (fence, token) in claimed {
+            let holder = Arc::clone(holder);
+            let entry = Held { fence, holder, token, until, is_doubted: false, is_ending: false };
+            if let Some(earlier) = held.insert(entry.fence.id, entry) {
+                earlier.token.cancel();
+            }
+        }
     }
 
-    pub(crate) fn remove(&self, ids: &[Uuid]) {
+    pub(crate) fn remove<'f>(&self, fences: impl IntoIterator<Item = &'f Fence>) {
         let mut held = self.lock();
-        for id in ids {
-            held.remove(id);
+        for fence in fences {
+            if let Entry::Occupied(entry) = held.entry(fence.id)
+                && entry.get().fence == *fence
+            {
+                entry.remove();
+            }
         }
     }
 
@@ -63,27 +80,28 @@ impl Leases {
     pub(crate) fn leave_to_their_ends<E>(&self, ends: &[(Fence, E)]) {
         let mut held = self.lock();
         for (fence, _) in ends {
-            if let Some(entry) = held.get_mut(&fence.id) {
+            if let Some(entry) = held.get_mut(&fence.id).filter(|entry| entry.fence == *fence) {
                 entry.is_ending = true;
             }
         }
     }
 
     /// Until when the worker may believe that it still owns the message.
-    pub(crate) fn owned_until(&self, id: Uuid) -> Option<Instant> {
-        self.lock().get(&id).map(|held| held.until)
+    pub(crate) fn owned_until(&self, fence: &Fence) -> Option<Instant> {
+        self.lock().get(&fence.id).filter(|held| held.fence == *fence).map(|held| held.until)
     }
 
-    /// Fires the token of a message that somebody took back.
-    pub(crate) fn cancel(&self, id: Uuid) {
-        if let Some(held) = self.lock().get(&id) {
-            held.token.cancel();
+    /// Somebody says that a message was taken back. Anybody can say so: whether it is true is asked of the database at once.
+    pub(crate) fn doubt(&self, id: Uuid) {
+        if let Some(held) = self.lock().get_mut(&id) {
+            held.is_doubted = true;
+            self.doubted.notify_one();
         }
     }
 
     #[cfg(test)]
-    pub(crate) fn is_cancelled(&self, id: Uuid) -> bool {
-        self.lock().get(&id).is_none_or(|held| held.token.is_cancelled())
+    pub(crate) fn is_doubted(&self, id: Uuid) -> bool {
+        self.lock().get(&id).is_some_and(|held| held.is_doubted)
     }
 
     /// Fires the token of everything that was claimed under another name than `holder`, the one in force.
@@ -116,9 +134,13 @@ impl Leases {
         let mut beat = interval(period);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            beat.tick().await;
+            let is_beat = tokio::select! {
+                biased;
+                _ = beat.tick() => true,
+                () = self.doubted.notified() => false,
+            };
             pulse.beat();
-            for (holder, fences) in self.by_holder() {
+            for (holder, fences) in self.by_holder(is_beat) {
                 let asked = Instant::now();
                 match in_time(period, bus.extend(&fences, &holder, lease)).await {
                     Ok(kept) => self.renewed(&fences, &kept, asked + lease),
@@ -138,9 +160,13 @@ impl Leases {
         }
     }
 
-    fn by_holder(&self) -> HashMap<Arc<str>, Vec<Fence>> {
+    /// All of them, or those that are in doubt.
+    fn by_holder(&self, all: bool) -> HashMap<Arc<str>, Vec<Fence>> {
         let mut fences: HashMap<Arc<str>, Vec<Fence>> = HashMap::new();
-        for held in self.lock().values() {
+        for held in self.lock().values_mut() {
+            if !std::mem::take(&mut held.is_doubted) && !all {
+                continue;
+            }
             fences.entry(Arc::clone(&held.holder)).or_default().push(held.fence.clone());
         }
         fences
@@ -150,7 +176,7 @@ impl Leases {
         let kept: HashSet<Uuid> = kept.iter().copied().collect();
         let mut held = self.lock();
         for fence in asked {
-            let Some(entry) = held.get_mut(&fence.id) else { continue };
+            let Some(entry) = held.get_mut(&fence.id).filter(|entry| entry.fence == *fence) else { continue };
             if kept.contains(&fence.id) {
                 entry.until = until;
             } else if !entry.is_ending {

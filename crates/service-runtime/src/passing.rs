@@ -10,6 +10,8 @@ const AWAY: [&str; 4] = ["08", "53", "57", "58"];
 const TOOK_TOO_LONG: &str = "57014";
 /// Two transactions stood in each other's way.
 const ROLLED_BACK: &str = "40";
+/// A lock was not to be had in time, and a server that takes no writes just now, as while another takes over.
+const NOT_NOW: [&str; 2] = ["55P03", "25006"];
 
 /// Whether the same call would succeed once the database is back.
 pub(crate) fn is_away(error: &sqlx::Error) -> bool {
@@ -30,8 +32,8 @@ pub(crate) fn is_away(error: &sqlx::Error) -> bool {
 
 /// Whether nothing speaks against making the same call again, as often as it takes.
 pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
-    let rolled_back = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    is_away(error) || rolled_back.is_some_and(|code| code.starts_with(ROLLED_BACK))
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    is_away(error) || code.is_some_and(|code| code.starts_with(ROLLED_BACK) || NOT_NOW.contains(&&*code))
 }
 
 /// The answer of the bus, or that there was none in time.

@@ -29,7 +29,7 @@ const WRITES_WITH_EFFECTS: u32 = 10;
 impl<H: Handler> Attempts<H> {
     /// Writes the end, again and again while the database is away and the message may still be ours.
     pub(crate) async fn record(&self, claim: &Claim, end: End, started: Instant) {
-        let id = claim.id();
+        let (id, fence) = (claim.id(), claim.claimed().fence());
         let mut pause = WRITE_AGAIN.0;
         let mut refusals = 0;
         let mut end = end;
@@ -59,7 +59,7 @@ impl<H: Handler> Attempts<H> {
             refusals = 0;
             end = End::Failed(Failure { reason, retriable, retry_after: None });
         };
-        self.forget(&[id]);
+        self.forget([&fence]);
         match &end {
             End::Failed(failure) => warn!(outcome = outcome.as_str(), error = failure.reason, "message {id} failed"),
             // the row tells it too: a line for each would cost as much as a small handler
@@ -78,7 +78,7 @@ impl<H: Handler> Attempts<H> {
     /// Waits; false when the lease, the time to live, the claim or the process ended meanwhile.
     async fn still_ours_after(&self, pause: Duration, claim: &Claim) -> bool {
         let until = Instant::now() + pause;
-        let Some(owned) = self.leases.owned_until(claim.id()) else { return false };
+        let Some(owned) = self.leases.owned_until(&claim.claimed().fence()) else { return false };
         let last = claim.deadline().map_or(owned, |deadline| deadline.min(owned));
         tokio::select! {
             biased;

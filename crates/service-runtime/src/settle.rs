@@ -9,11 +9,10 @@ use std::{
     time::Duration,
 };
 
-use cogo_bus_core::{Completion, Error, Failure};
+use cogo_bus_core::{Completion, Error, Failure, Fence};
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use uuid::Uuid;
 
 use crate::{
     Claim, Handler,
@@ -223,7 +222,7 @@ impl<H: Handler> Attempts<H> {
         }
         let (now, is_over) = (Instant::now(), self.hard_stop.is_cancelled());
         let (ours, others) = batch.partition(|claim| {
-            let owned = self.leases.owned_until(claim.id());
+            let owned = self.leases.owned_until(&claim.claimed().fence());
             let last = owned.map(|owned| claim.deadline().map_or(owned, |deadline| deadline.min(owned)));
             !is_over && !claim.token().is_cancelled() && last.is_some_and(|last| now < last)
         });
@@ -239,6 +238,7 @@ impl<H: Handler> Attempts<H> {
         if E::IS_SUCCESS {
             self.brake.worked();
         }
+        self.forget(batch.ends.iter().map(|(fence, _)| fence));
         for ((fence, end), (claim, started)) in batch.ends.iter().zip(&batch.claims) {
             let (id, outcome) = (fence.id, recorded.of(fence.id));
             match end.reason() {
@@ -250,12 +250,11 @@ impl<H: Handler> Attempts<H> {
             }
             self.metrics.processed(outcome, started.elapsed());
         }
-        self.forget(&batch.ends.iter().map(|(fence, _)| fence.id).collect::<Vec<Uuid>>());
     }
 
     /// What has ended is no longer in hand.
-    pub(crate) fn forget(&self, ids: &[Uuid]) {
-        self.leases.remove(ids);
+    pub(crate) fn forget<'f>(&self, fences: impl IntoIterator<Item = &'f Fence>) {
+        self.leases.remove(fences);
         self.hands.tell();
     }
 

@@ -16,6 +16,7 @@ mod failures;
 mod following;
 mod health;
 mod http;
+mod leases;
 mod live;
 mod orders;
 mod panics;

@@ -295,10 +295,10 @@ impl<H: Handler> Worker<H> {
         }
     }
 
-    /// Whether the token of a message in hand has fired.
+    /// Whether the database is about to be asked if a message is still in hand.
     #[cfg(test)]
-    pub(crate) fn is_dropping(&self, id: uuid::Uuid) -> bool {
-        self.attempts.leases.is_cancelled(id)
+    pub(crate) fn is_in_doubt(&self, id: uuid::Uuid) -> bool {
+        self.attempts.leases.is_doubted(id)
     }
 
     async fn until_next_due(&self, holder: &str) -> Duration {
@@ -358,7 +358,7 @@ impl<H: Handler> Worker<H> {
         match hint {
             Ok(Wake::Ready(route)) => route == self.route.to_string(),
             Ok(Wake::Cancelled(id)) => {
-                self.attempts.leases.cancel(id);
+                self.attempts.leases.doubt(id);
                 false
             }
             Ok(Wake::CatchUp) | Err(broadcast::error::RecvError::Lagged(_)) => true,

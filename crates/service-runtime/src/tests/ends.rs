@@ -38,7 +38,7 @@ async fn busy_worker_hears_of_what_was_taken_back() {
     hints.send(Wake::Cancelled(taken_back)).unwrap();
     bus.enqueue(&message).await.unwrap();
     assert!(matches!(worker.turn("worker/0#test", &mut heard).await, Turn::Started));
-    assert!(worker.is_dropping(taken_back));
+    assert!(worker.is_in_doubt(taken_back));
     stop.hard().cancel();
 }
 
