@@ -76,12 +76,16 @@ impl Line {
     }
 }
 
-/// Whether an answer leaves its connection as it was. A server that ends says so as an error of the statement.
+/// Transactions of this connection, or of its server, may not write.
+const READ_ONLY: &str = "25006";
+
+/// Whether an answer leaves its connection as it was. A server that ends says so as an error of the statement, and one that
+/// takes no writes may be the wrong one.
 fn is_sound<T>(answer: &Result<T, sqlx::Error>) -> bool {
     match answer {
         Ok(_) => true,
         Err(sqlx::Error::Database(error)) => {
-            error.code().is_some_and(|code| !code.starts_with("57") && !code.starts_with("08"))
+            error.code().is_some_and(|code| !code.starts_with("57") && !code.starts_with("08") && code != READ_ONLY)
         }
         Err(_) => false,
     }
