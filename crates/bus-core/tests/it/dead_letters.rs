@@ -169,3 +169,51 @@ async fn replaying_many_leaves_out_what_somebody_replayed_meanwhile() {
     other.commit().await.unwrap();
     assert_eq!(replaying.await.unwrap().unwrap(), dead[1..]);
 }
+
+#[tokio::test]
+async fn of_a_line_of_replays_only_the_last_is_sent_again() {
+    let (bus, _database) = bus().await;
+    let failure = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    let first = dead_letter(&bus).await;
+    let mut last = first;
+    for _ in 0..3 {
+        let replayed = bus.replay_many(None, None, 50.0, 10).await.unwrap();
+        assert_eq!(replayed.iter().map(|one| one.dead_letter).collect::<Vec<_>>(), [last]);
+        last = replayed[0].id;
+        bus.fail(&claim_one(&bus, "w").await.fence(), "w", &failure).await.unwrap().unwrap();
+    }
+    let refused = format!("{:?}", bus.replay(first).await.unwrap_err());
+    assert!(refused.contains("which is failed"), "{refused}");
+    last = bus.replay(last).await.unwrap();
+    bus.complete(&claim_one(&bus, "w").await.fence(), "w", &Completion::default()).await.unwrap();
+    assert!(bus.replay_many(None, None, 50.0, 10).await.unwrap().is_empty(), "it has succeeded");
+    assert_eq!(bus.task(first).await.unwrap().unwrap().status, TaskStatus::Done);
+    assert!(bus.replay(last).await.is_err());
+}
+
+#[tokio::test]
+async fn replay_that_was_cancelled_is_none() {
+    let (bus, _database) = bus().await;
+    let dead = dead_letter(&bus).await;
+    let replay = bus.replay(dead).await.unwrap();
+    assert_eq!(bus.cancel(dead).await.unwrap(), 1);
+    assert_ne!(bus.replay(dead).await.unwrap(), replay);
+}
+
+#[tokio::test]
+async fn step_as_large_as_steps_may_be_is_replayed() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let held = claim_one(&bus, "w").await;
+    // above what a sender may give, and within what a step may have besides
+    let text: String = (0..30_000).map(|_| Uuid::new_v4().to_string()).collect();
+    let follow_ups = vec![NewMessage::new(crate::support::ROUTE, None, json!({"text": text}))];
+    let completion = Completion { follow_ups, ..Completion::default() };
+    assert!(bus.complete(&held.fence(), "w", &completion).await.unwrap());
+    let failure = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &failure).await.unwrap().unwrap();
+    // as text it is twice as large as in the table
+    bus.enqueue(&message(json!({"text": "\n".repeat(1_000_000)}))).await.unwrap();
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &failure).await.unwrap().unwrap();
+    assert_eq!(bus.replay_many(None, None, 50.0, 10).await.unwrap().len(), 2);
+}

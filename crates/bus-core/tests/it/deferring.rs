@@ -7,7 +7,9 @@ use cogo_contracts::{NewMessage, TaskStatus};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{ROUTE, bus, claim, claim_one, delays_to_pass, message, misplaced, numbered, statuses};
+use crate::support::{
+    ROUTE, bus, claim, claim_one, delays_to_pass, message, misplaced, numbered, statuses, times_to_live_to_pass,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -97,7 +99,7 @@ async fn deferred_message_ends_with_its_time_to_live() {
     let claimed = claim_one(&bus, "w").await;
     assert_eq!(bus.defer(&[claimed.fence()], "w", 2 * MINUTE, "circuit is open").await.unwrap(), 1);
     assert_eq!(statuses(&bus).await, [("queued".to_owned(), 1)]);
-    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    times_to_live_to_pass(&bus).await;
     assert_eq!(bus.expire(10).await.unwrap(), 1);
     let error = &bus.dead_letters(1).await.unwrap()[0].error;
     assert_eq!(error, "time to live passed before another attempt, last error: circuit is open");

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::support::{
     LEASE, bus, claim, claim_one, delays_to_pass, leases_to_pass, message, misplaced, numbered, statuses,
+    times_to_live_to_pass,
 };
 
 fn failure(retriable: bool) -> Failure {
@@ -147,7 +148,7 @@ async fn retry_beyond_the_time_to_live_is_final_and_keeps_its_reason() {
         let expected = if retry_after.is_zero() { Settled::Again } else { Settled::DeadLetter };
         assert_eq!(bus.fail(&claimed.fence(), "w", &failure).await.unwrap(), Some(expected));
     }
-    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    times_to_live_to_pass(&bus).await;
     bus.expire(10).await.unwrap();
     let reasons: Vec<String> = bus.dead_letters(2).await.unwrap().into_iter().map(|dead| dead.error).collect();
     assert_eq!(reasons, ["time to live passed before another attempt, last error: disk full", "disk full"]);

@@ -6,7 +6,9 @@ use cogo_bus_core::Completion;
 use cogo_contracts::NewMessage;
 use serde_json::json;
 
-use crate::support::{bus, claim, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses};
+use crate::support::{
+    bus, claim, claim_one, delays_to_pass, leases_to_pass, message, numbered, statuses, times_to_live_to_pass,
+};
 
 #[tokio::test]
 async fn expired_claim_is_requeued_and_recorded() {
@@ -119,7 +121,7 @@ async fn time_to_live_that_passed_in_hand_ends_what_is_handed_back() {
     tokio::time::sleep(Duration::from_millis(60)).await;
     assert_eq!(bus.expire(10).await.unwrap(), 0, "its holder may still end it");
     assert_eq!(bus.release(&[held.fence()], "w").await.unwrap(), 1);
-    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    times_to_live_to_pass(&bus).await;
     assert_eq!(bus.expire(10).await.unwrap(), 1, "looked at again when the lease would have ended");
     assert_eq!(statuses(&bus).await, [("failed".to_owned(), 1)]);
 

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::support::{
-    PATIENCE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses,
+    PATIENCE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses, times_to_live_to_pass,
     until_somebody_waits_for_a_lock,
 };
 
@@ -45,7 +45,7 @@ async fn although_a_sender_has_the_first<T>(bus: &Bus, other: impl Future<Output
 
 /// Makes it time to look again at what could not be ended, and at what somebody holds.
 async fn look_again(bus: &Bus) {
-    sqlx::query("update bus.expiring set at = clock_timestamp()").execute(bus.pool()).await.unwrap();
+    times_to_live_to_pass(bus).await;
 }
 
 #[tokio::test]

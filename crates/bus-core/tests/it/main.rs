@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod artifacts;
+mod awaiting_in_order;
 mod broadcasts;
+mod by_hand;
 mod claiming;
 mod close_together;
 mod dead_letters;

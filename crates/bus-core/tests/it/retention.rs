@@ -118,8 +118,9 @@ async fn unfinished_step_of_a_later_day_keeps_the_day_of_its_task() {
     assert!(yesterday.stands(&bus).await);
     let child = claim_one(&bus, "w").await;
     assert!(bus.complete(&child.fence(), "w", &Completion::default()).await.unwrap());
-    assert_eq!(drop_old(&bus).await, 2);
+    assert_eq!(drop_old(&bus).await, 3, "with the step");
     assert!(!yesterday.stands(&bus).await);
+    assert!(bus.message(child.id).await.unwrap().is_none());
 }
 
 #[tokio::test]
@@ -133,7 +134,7 @@ async fn replay_of_an_old_dead_letter_keeps_its_day() {
     bus.replay(dead.id).await.unwrap();
     assert_eq!(drop_old(&bus).await, 0);
     complete_all(&bus, Vec::new()).await;
-    assert_eq!(drop_old(&bus).await, 1);
+    assert_eq!(drop_old(&bus).await, 2, "with its replay");
 }
 
 #[tokio::test]
@@ -254,4 +255,84 @@ async fn a_day_that_retention_dropped_is_not_made_again() {
     assert!(!yesterday.stands(&bus).await);
     sqlx::query("select bus.ensure_partitions()").execute(bus.pool()).await.unwrap();
     assert!(!yesterday.stands(&bus).await);
+}
+
+#[tokio::test]
+async fn day_with_a_step_of_a_task_that_goes_on_stays() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    sqlx::query(
+        "insert into public.agent_messages (id, root_id, service, role, tenant, payload)
+         values ($1, $2, 'test', 'work', 'acme', '{}')",
+    )
+    .bind(yesterday.id(1))
+    .bind(root)
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let claimed = claim(&bus, "w", 2).await;
+    let (step, rest): (Vec<_>, Vec<_>) = claimed.into_iter().partition(|one| one.id == yesterday.id(1));
+    assert!(bus.complete(&step[0].fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(drop_old(&bus).await, 0, "its task is not over");
+    assert!(yesterday.stands(&bus).await);
+    assert!(bus.complete(&rest[0].fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(drop_old(&bus).await, 1);
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_task_without_its_beginning_goes_as_well_and_stops_no_replay() {
+    let (bus, _database) = bus().await;
+    let ids = [Builder::from_random_bytes([1; 16]).into_uuid(), Builder::from_random_bytes([2; 16]).into_uuid()];
+    let rejected = Failure { reason: "broken".to_owned(), retriable: false, retry_after: None };
+    bus.enqueue(&NewMessage { id: Some(ids[0]), ..message(json!({})) }).await.unwrap();
+    let root = claim_one(&bus, "w").await;
+    let follow_ups = vec![NewMessage { id: Some(ids[1]), ..NewMessage::new(ROUTE, None, json!({})) }];
+    let completion = Completion { follow_ups, ..Completion::default() };
+    assert!(bus.complete(&root.fence(), "w", &completion).await.unwrap());
+    bus.fail(&claim_one(&bus, "w").await.fence(), "w", &rejected).await.unwrap().unwrap();
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let other = claim_one(&bus, "w").await;
+    bus.fail(&other.fence(), "w", &rejected).await.unwrap().unwrap();
+    sqlx::query("delete from public.agent_messages where id = $1").bind(ids[0]).execute(bus.pool()).await.unwrap();
+    let replayed = bus.replay_many(None, None, 50.0, 10).await.unwrap();
+    assert_eq!(replayed.iter().map(|one| one.dead_letter).collect::<Vec<_>>(), [other.id]);
+    assert_eq!(bus.retain(Duration::ZERO, 10).await.unwrap(), 1, "the other task is not over");
+    assert!(bus.message(ids[1]).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn retention_waits_for_no_sender_and_forgets_no_slow_rate() {
+    let (bus, _database) = bus().await;
+    sqlx::raw_sql(
+        "select bus.enqueue_many('[{\"service\": \"test\", \"role\": \"work\", \"tenant\": \"acme\", \"idempotency_key\": \"a\"},
+                                   {\"service\": \"test\", \"role\": \"work\", \"tenant\": \"acme\", \"idempotency_key\": \"b\"}]');
+         update bus.keys set until = clock_timestamp();
+         select bus.set_limit('test', 'work', 0, 'tenant', '', null, 1.0 / 2592000, 1);
+         insert into bus.buckets (lane, counted_by, subject, tokens, at)
+         select lane, 'tenant', name, 0, clock_timestamp() - age from bus.limits,
+                (values ('empty', interval '8 days'), ('full', interval '40 days')) as b (name, age)",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let mut sender = bus.pool().begin().await.unwrap();
+    sqlx::query("select from bus.keys where idempotency_key = 'a' for update").execute(&mut *sender).await.unwrap();
+    tokio::time::timeout(PATIENCE, bus.retain(Duration::ZERO, 10)).await.expect("it waits for the sender").unwrap();
+    let left: Vec<String> =
+        sqlx::query_scalar("select idempotency_key from bus.keys union all select subject from bus.buckets")
+            .fetch_all(bus.pool())
+            .await
+            .unwrap();
+    assert_eq!(left, ["a", "empty"]);
+}
+
+#[tokio::test]
+async fn retention_keeps_for_an_interval() {
+    let (bus, _database) = bus().await;
+    for keep in ["null", "'-1 day'"] {
+        let retain = format!("select bus.retain({keep})");
+        let refused = sqlx::query(sqlx::AssertSqlSafe(retain)).execute(bus.pool()).await.unwrap_err();
+        assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("22023"), "{keep}");
+    }
 }

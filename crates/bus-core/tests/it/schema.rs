@@ -17,6 +17,8 @@ async fn strangers_may_neither_read_nor_call() {
         ("anon", "select bus.enqueue('a', 'b', 't', '{}')"),
         ("service_role", "update public.agent_messages set status = 'done'"),
         ("service_role", "delete from public.agent_messages"),
+        ("service_role", "update public.bus_events set kind = 'told'"),
+        ("service_role", "delete from public.bus_events"),
     ] {
         let mut transaction = bus.pool().begin().await.unwrap();
         sqlx::query(sqlx::AssertSqlSafe(format!("set local role {role}"))).execute(&mut *transaction).await.unwrap();
@@ -36,9 +38,41 @@ async fn service_role_may_send_and_work() {
         "insert into public.agent_messages (service, role, shard, tenant, payload) values ('a', 'b', 0, 't', '{}')",
         "select * from bus.claim('a', 'b', 0, 'w', 2)",
         "select bus.complete(id, 'w', attempts) from public.agent_messages where status = 'claimed'",
+        "insert into public.bus_events (kind, tenant) values ('told', 't')",
     ] {
         sqlx::query(statement).execute(&mut *transaction).await.unwrap();
     }
+}
+
+/// A Supabase project gives whatever is made in public to its browser roles.
+#[tokio::test]
+async fn browsers_reach_nothing_where_all_of_public_is_given_to_them() {
+    let database = cogo_test_support::empty_database().await;
+    sqlx::raw_sql(
+        "do $$ begin
+           create role anon; create role authenticated; create role service_role;
+         exception when duplicate_object then null; end $$;
+         alter default privileges in schema public grant all on tables to anon, authenticated, service_role;
+         alter default privileges in schema public grant all on sequences to anon, authenticated, service_role;
+         alter default privileges in schema public grant all on functions to anon, authenticated, service_role",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    cogo_db::migrate(&database.pool).await.unwrap();
+    let open: Vec<String> = sqlx::query_scalar(
+        "select c.oid::regclass || ' ' || a.privilege_type || ' ' || a.grantee::regrole
+           from pg_class c cross join lateral aclexplode(c.relacl) as a
+          where c.relnamespace = 'public'::regnamespace and a.grantee::regrole::text in ('anon', 'authenticated')
+         union all
+         select p.oid::regprocedure::text from pg_proc p cross join lateral aclexplode(p.proacl) as a
+          where p.pronamespace = 'public'::regnamespace and a.grantee::regrole::text in ('anon', 'authenticated')
+            and not exists (select from pg_depend d where d.objid = p.oid and d.deptype = 'e')",
+    )
+    .fetch_all(&database.pool)
+    .await
+    .unwrap();
+    assert_eq!(open, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use cogo_bus_core::{Bus, Error};
 use cogo_contracts::{NewMessage, Tenant};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::support::{ROUTE, bus, claim, claim_one, message, numbered, statuses};
 
@@ -255,4 +256,45 @@ async fn nothing_awaited_may_be_said_by_null() {
                     '[{"service": "test", "role": "work", "tenant": "acme", "awaits": null}]')"#;
     assert_eq!(sqlx::query_scalar::<_, i64>(send).fetch_one(bus.pool()).await.unwrap(), 1);
     assert_eq!(claim(&bus, "w", 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn value_from_a_table_is_as_large_as_what_a_worker_gets() {
+    let (bus, _database) = bus().await;
+    sqlx::raw_sql(
+        "create table staging (name text, payload jsonb, headers jsonb);
+         insert into staging values
+           ('fits', jsonb_build_object('text', repeat('x', 500000)), '{}'),
+           ('payload', jsonb_build_object('text', repeat('x', 5000000)), '{}'),
+           ('headers', '{}', jsonb_build_object('text', repeat('x', 100000)))",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    for (name, rule) in
+        [("fits", None), ("payload", Some("payload_at_most_1_mib")), ("headers", Some("headers_at_most_16_kib"))]
+    {
+        for several in ["", " union all select 'test', 'work', 'acme', '{}', '{}'"] {
+            let send = format!(
+                "insert into public.agent_messages (service, role, tenant, payload, headers)
+                 select 'test', 'work', 'acme', payload, headers from staging where name = '{name}'{several}"
+            );
+            let sent = sqlx::query(sqlx::AssertSqlSafe(send)).execute(bus.pool()).await;
+            let broken = sent.err().and_then(|error| Some(error.as_database_error()?.constraint()?.to_owned()));
+            assert_eq!(broken.as_deref(), rule, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn step_named_as_the_task_stands_for_its_task() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let send = "insert into public.agent_messages (service, role, tenant, payload, parent_id, root_id)
+                values ('test', 'work', 'acme', '{}', $1, $2) returning id";
+    let step: Uuid = sqlx::query_scalar(send).bind(root).bind(None::<Uuid>).fetch_one(bus.pool()).await.unwrap();
+    let next: Uuid = sqlx::query_scalar(send).bind(None::<Uuid>).bind(step).fetch_one(bus.pool()).await.unwrap();
+    let task = bus.task(root).await.unwrap().unwrap();
+    assert!(task.steps.iter().any(|one| one.id == next));
+    assert_eq!(bus.cancel(root).await.unwrap(), 3);
 }

@@ -56,6 +56,13 @@ pub(crate) async fn delays_to_pass(bus: &Bus) {
     sqlx::query("update bus.delayed set due = clock_timestamp()").execute(bus.pool()).await.unwrap();
 }
 
+pub(crate) async fn times_to_live_to_pass(bus: &Bus) {
+    let passed = "with over as (update bus.expiring set at = clock_timestamp() returning id)
+                  update public.agent_messages m set expires_at = clock_timestamp()
+                    from over where m.id = over.id and m.done_at is null";
+    sqlx::query(passed).execute(bus.pool()).await.unwrap();
+}
+
 pub(crate) async fn statuses(bus: &Bus) -> Vec<(String, i64)> {
     sqlx::query_as("select status, count(*) from public.agent_messages group by status order by status")
         .fetch_all(bus.pool())

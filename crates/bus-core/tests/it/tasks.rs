@@ -109,3 +109,17 @@ async fn large_task_leaves_the_queue_whole_and_others_stay() {
     assert_eq!(statuses(&bus).await, [("cancelled".to_owned(), 201), ("done".to_owned(), 100)]);
     assert_eq!(misplaced(&bus).await, 0);
 }
+
+#[tokio::test]
+async fn steps_of_a_claim_that_marks_no_rows_are_shown_as_claimed() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let held = claim_one(&bus, "w").await;
+    let follow_ups = vec![NewMessage::new(ROUTE, None, json!({})); 80];
+    let completion = Completion { follow_ups, ..Completion::default() };
+    assert!(bus.complete(&held.fence(), "w", &completion).await.unwrap());
+    assert_eq!(claim(&bus, "w", 70).await.len(), 70);
+    let task = bus.task(root).await.unwrap().unwrap();
+    let claimed = task.steps.iter().filter(|step| step.status == MessageStatus::Claimed).count();
+    assert_eq!((task.status, claimed), (TaskStatus::Running, 70));
+}

@@ -30,6 +30,7 @@ in_both_languages!(
     deferred_message_uses_up_no_attempt,
     follow_ups_inherit_trace_and_time_left,
     worker_of_another_shard_takes_only_its_own,
+    message_that_its_reader_cannot_read_costs_no_other,
 );
 
 async fn work_ends_with_its_time_to_live(language: Language) {
@@ -238,4 +239,32 @@ async fn worker_of_another_shard_takes_only_its_own(language: Language) {
     own.route = own.route.on_shard(3);
     assert_eq!(ended(&bus, send(&bus, own).await).await["status"], "done");
     assert_eq!(bus.message(elsewhere).await.unwrap().unwrap()["attempts"], 0);
+}
+
+/// Postgres takes what readers refuse: nested beyond their depth, and numbers of more digits than they count.
+async fn message_that_its_reader_cannot_read_costs_no_other(language: Language) {
+    let (bus, database) = bus().await;
+    let mut refused = Vec::new();
+    for payload in [
+        "jsonb_build_object('deep', (repeat('[', 1200) || repeat(']', 1200))::jsonb)",
+        "jsonb_build_object('n', repeat('9', 4400)::numeric)",
+    ] {
+        let insert = format!(
+            "insert into public.agent_messages (service, role, tenant, payload) values ('test', 'work', 'acme', {payload}) returning id"
+        );
+        let id: Uuid = sqlx::query_scalar(sqlx::AssertSqlSafe(insert)).fetch_one(bus.pool()).await.unwrap();
+        refused.push(id);
+    }
+    let good = send(&bus, order(json!({}))).await;
+    let _worker = language.start(&database.url, &[]);
+    assert_eq!(ended(&bus, good).await["status"], "done");
+    for id in refused {
+        let (status, attempts): (String, i16) =
+            sqlx::query_as("select status, attempts from public.agent_messages where id = $1")
+                .bind(id)
+                .fetch_one(bus.pool())
+                .await
+                .unwrap();
+        assert_eq!((status.as_str(), attempts), ("failed", 1));
+    }
 }
