@@ -27,11 +27,8 @@ impl Yesterday {
         .await
         .unwrap();
         // a midnight since the database was made leaves a day before this one, which is nobody's here and would go too
-        sqlx::query("select bus.drop_old_partitions(to_timestamp($1 / 1000.0) - interval '12 hours')")
-            .bind(noon_ms)
-            .execute(bus.pool())
-            .await
-            .unwrap();
+        sqlx::query("select bus.note_changes_of_days(clock_timestamp())").execute(bus.pool()).await.unwrap();
+        drop_until(bus, noon_ms - 12 * 3_600_000).await;
         Self { part, noon_ms }
     }
 
@@ -49,7 +46,19 @@ impl Yesterday {
 }
 
 async fn drop_old(bus: &Bus) -> i64 {
-    sqlx::query_scalar("select bus.drop_old_partitions(clock_timestamp())").fetch_one(bus.pool()).await.unwrap()
+    drop_until(bus, i64::from(u32::MAX) * 1000).await
+}
+
+/// Drops a day before this one, in ms since 1970, if one can go.
+async fn drop_until(bus: &Bus, until_ms: i64) -> i64 {
+    sqlx::query_scalar(
+        "select bus.drop_day(d.part, d.day, d.rows_there, d.guests, cutoff)
+           from least(clock_timestamp(), to_timestamp($1 / 1000.0)) as cutoff, bus.day_to_drop(cutoff) as d",
+    )
+    .bind(until_ms)
+    .fetch_one(bus.pool())
+    .await
+    .unwrap()
 }
 
 async fn complete_all(bus: &Bus, follow_ups: Vec<NewMessage>) {
@@ -335,4 +344,88 @@ async fn retention_keeps_for_an_interval() {
         let refused = sqlx::query(sqlx::AssertSqlSafe(retain)).execute(bus.pool()).await.unwrap_err();
         assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("22023"), "{keep}");
     }
+}
+
+#[tokio::test]
+async fn day_of_which_a_part_is_old_waits_to_go_as_a_whole() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    bus.enqueue(&yesterday.message(1)).await.unwrap();
+    complete_all(&bus, Vec::new()).await;
+    // as old as the day can be
+    sqlx::query(
+        "update public.agent_messages set id = bus.first_id(day), root_id = bus.first_id(day), done_at = day
+           from (select date_trunc('day', clock_timestamp() - interval '1 day', 'UTC') as day) as of_then",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    assert_eq!(bus.retain(Duration::from_hours(24), 10).await.unwrap(), 0);
+    assert!(yesterday.stands(&bus).await);
+}
+
+#[tokio::test]
+async fn day_that_has_changed_since_it_was_looked_through_stays() {
+    let changes = [
+        "insert into public.agent_messages (id, service, role, tenant, payload)
+         values ($2, 'test', 'work', 'acme', '{}')",
+        "insert into public.agent_messages (root_id, service, role, tenant, payload)
+         select $1, 'test', 'work', 'acme', '{}' where $2 is distinct from $1",
+        "update public.agent_messages set status = 'queued', done_at = null where id = $1 and $2 is distinct from $1",
+    ];
+    for change in changes {
+        let (bus, _database) = bus().await;
+        let yesterday = Yesterday::of(&bus).await;
+        bus.enqueue(&yesterday.message(1)).await.unwrap();
+        complete_all(&bus, Vec::new()).await;
+        let mut retention = bus.pool().acquire().await.unwrap();
+        sqlx::raw_sql(
+            "create temp table looked as
+             select d.*, cutoff from clock_timestamp() as cutoff, bus.day_to_drop(cutoff) as d where d.part is not null",
+        )
+        .execute(&mut *retention)
+        .await
+        .unwrap();
+        sqlx::query(change).bind(yesterday.id(1)).bind(yesterday.id(2)).execute(bus.pool()).await.unwrap();
+        let removed: i64 =
+            sqlx::query_scalar("select bus.drop_day(part, day, rows_there, guests, cutoff) from pg_temp.looked")
+                .fetch_one(&mut *retention)
+                .await
+                .unwrap();
+        assert_eq!(removed, 0, "{change}");
+        assert!(yesterday.stands(&bus).await, "{change}");
+    }
+}
+
+#[tokio::test]
+async fn day_with_a_step_of_a_task_that_has_just_gone_on_stays() {
+    let (bus, _database) = bus().await;
+    let yesterday = Yesterday::of(&bus).await;
+    let before =
+        Builder::from_unix_timestamp_millis(yesterday.noon_ms.unsigned_abs() - 86_400_000, &[1; 10]).into_uuid();
+    bus.enqueue(&NewMessage { id: Some(before), ..message(json!({})) }).await.unwrap();
+    complete_all(&bus, vec![NewMessage { id: Some(yesterday.id(1)), ..NewMessage::new(ROUTE, None, json!({})) }]).await;
+    complete_all(&bus, Vec::new()).await;
+    let mut retention = bus.pool().acquire().await.unwrap();
+    sqlx::raw_sql(
+        "create temp table looked as
+         select d.*, cutoff from clock_timestamp() as cutoff, bus.day_to_drop(cutoff) as d where d.part is not null",
+    )
+    .execute(&mut *retention)
+    .await
+    .unwrap();
+    let drop = "select bus.drop_day(part, day, rows_there, guests, cutoff) from pg_temp.looked";
+    sqlx::query("insert into public.agent_messages (root_id, service, role, tenant, payload) values ($1, 'test', 'work', 'acme', '{}')")
+        .bind(before)
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(drop).fetch_one(&mut *retention).await.unwrap(), 0);
+    complete_all(&bus, Vec::new()).await;
+    sqlx::query("update public.agent_messages set done_at = (select cutoff from pg_temp.looked) - interval '1 second'")
+        .execute(&mut *retention)
+        .await
+        .unwrap();
+    sqlx::query("delete from bus.touched").execute(&mut *retention).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(drop).fetch_one(&mut *retention).await.unwrap(), 1);
 }
