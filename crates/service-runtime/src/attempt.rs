@@ -135,7 +135,7 @@ impl<H: Handler> Attempts<H> {
             };
             let portion = Arc::clone(&unended.portion);
             unended.has_ended();
-            self.settler.add(Ended { claim, order, portion, started });
+            self.settler.add(Ended::new(claim, order, portion, started));
         };
         within(&span, attempt).await;
     }
@@ -226,7 +226,7 @@ impl<H: Handler> Attempts<H> {
 }
 
 /// A message whose attempt has not ended. Should that panic where nothing else catches it, as when what a handler holds is
-/// dropped or its effect is called, the message is in hand no more: its lease is not kept, and ends.
+/// dropped, the message is in hand no more: its lease is not kept, and ends.
 struct Unended<'a, H: Handler> {
     attempts: &'a Attempts<H>,
     fence: Fence,

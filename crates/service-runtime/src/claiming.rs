@@ -1,8 +1,11 @@
-//! How many messages a worker claims, and when: one for each free hand, and for many hands together.
+//! How many messages a worker claims, and when: one for each free hand, and for many hands together. And what it tells of
+//! claims that fail.
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use cogo_bus_core::Error;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use crate::{
     Handler,
@@ -52,6 +55,15 @@ impl<H: Handler> Worker<H> {
                 return;
             }
         }
+    }
+
+    /// Tells the log and the probes of a claim, begun at `begun`, that the database did not answer or refused.
+    pub(crate) fn unreachable(&self, begun: Instant, what: &str, error: Error) -> Turn {
+        let error = format!("{:#}", anyhow::Error::from(error));
+        // whoever reaches the process may read its probes
+        self.pulse.fails(begun.into_std(), &cogo_telemetry::redacted(&error));
+        warn!(error, "{what}");
+        Turn::Unreachable
     }
 
     /// What ends the sleep after a turn before its time.

@@ -2,6 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
+    panic::AssertUnwindSafe,
     process::ExitCode,
     sync::{Arc, OnceLock, atomic::Ordering},
     thread::JoinHandle,
@@ -15,13 +16,17 @@ use cogo_contracts::exit_code::SUPERSEDED;
 use cogo_db::{PoolSettings, SchemaState};
 use cogo_registry_core::{ConfigWatcher, Member, Registry, SchemaFollower, SchemaRegistry, Standing};
 use cogo_telemetry::Guard;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, join_all},
+};
 use sqlx::PgPool;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
     Dependencies, Frame, FrameSettings, Service, Stop,
+    attempt::panic_text,
     command::{check, healthcheck, help, refuse, say},
     health::Health,
     identity::Identity,
@@ -179,7 +184,7 @@ impl<'a> Ground<'a> {
         let member = identity.join(&self.pool, &self.stop, self.leave.clone(), &self.tracker);
         let mut frame = self.frame::<S>(common, settings, &member);
         tokio::select! {
-            started = S::start(&mut frame) => started.context("start the service")?,
+            started = caught(async { S::start(&mut frame).await }) => started.context("start the service")?,
             () = self.stop.hard().cancelled() => anyhow::bail!("stopped before the service had started"),
         }
         self.tracker.spawn(frame.wakeups.clone().run(self.pool.clone(), self.stop.hard().clone()));
@@ -224,6 +229,13 @@ impl<'a> Ground<'a> {
             common,
         }
     }
+}
+
+/// A panic is an error like others: also of a handler that is asked for its batches or its retries.
+pub(crate) async fn caught(start: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let started = AssertUnwindSafe(start).catch_unwind().await;
+    started
+        .unwrap_or_else(|panic| Err(anyhow::anyhow!("It panicked: {}", cogo_telemetry::redacted(panic_text(&*panic)))))
 }
 
 /// Takes over changes of the settings while the process runs.

@@ -253,8 +253,8 @@ impl<S> Frame<S> {
 
     /// Claims the messages of a route and handles many of them at once.
     pub fn batch_worker<B: BatchHandler>(&mut self, handler: B) {
-        let in_hand = handler.batching().in_hand(self.common.concurrency);
         let batched = Batched::start(handler, self.stop.hard().clone(), &self.tracker);
+        let in_hand = batched.batching.in_hand(self.common.concurrency);
         // how many make a batch is the handler's own affair
         self.work_on(batched, in_hand, Throttle::default());
     }

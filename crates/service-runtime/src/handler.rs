@@ -291,7 +291,7 @@ impl Claim {
         self.outbox().completion.follow_ups.push(message);
     }
 
-    /// Adds a write that stands or falls with the completion.
+    /// Adds a write that stands or falls with the completion. A panic in it ends the attempt as one of the handler does.
     pub fn within_completion<E>(&self, effect: E)
     where
         E: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<(), BusError>> + Send + Sync + 'static,

@@ -21,6 +21,8 @@ use crate::{Dependencies, chore::Chores, pulse::Pulses};
 
 /// A busy runtime takes its turn within this, or people are told.
 const TURNS_WITHIN: Duration = Duration::from_secs(3);
+/// What passes within this, as a database that starts again, is nobody's business.
+const IN_VAIN: Duration = Duration::from_secs(10);
 
 /// What the probes tell of the process.
 #[derive(Clone)]
@@ -62,7 +64,7 @@ impl Health {
     /// # Errors
     /// When two probes have one name or a number is 0, or the system gives no thread.
     pub(crate) fn ask(&self, probes: Vec<Probe>, work: Handle) -> anyhow::Result<()> {
-        let mut all = vec![self.loops(), turns(work), self.circuits()];
+        let mut all = vec![self.loops(), turns(work), self.claims(), self.circuits()];
         all.extend(probes);
         let prober = Prober::start(all, Clock::system()).context("start the probes")?;
         // set once: the service starts once
@@ -141,6 +143,18 @@ impl Health {
         Probe::new(Spec { failure_threshold: 1, ..Spec::new("loops", Kind::Liveness) }, move || {
             let stuck = pulses.stuck();
             async move { if stuck.is_empty() { Ok(()) } else { Err(format!("do not turn: {}", stuck.join(", "))) } }
+        })
+    }
+
+    /// The workers can claim. One that cannot does nothing, but nobody else would do it better: the database is away, or says
+    /// no to all of a kind.
+    fn claims(&self) -> Probe {
+        let pulses = self.pulses.clone();
+        let often =
+            Spec { period: Duration::from_secs(1), failure_threshold: 1, ..Spec::new("claims", Kind::Advisory) };
+        Probe::new(often, move || {
+            let vain = pulses.in_vain(IN_VAIN);
+            async move { if vain.is_empty() { Ok(()) } else { Err(vain.join("; ")) } }
         })
     }
 

@@ -37,11 +37,11 @@ pub(crate) fn is_passing(error: &sqlx::Error) -> bool {
 }
 
 /// The answer of the bus, or that there was none in time.
-pub(crate) async fn in_time<T>(
+pub(crate) async fn in_time<T, E: From<BusError>>(
     patience: Duration,
-    call: impl Future<Output = Result<T, BusError>>,
-) -> Result<T, BusError> {
-    tokio::time::timeout(patience, call).await.unwrap_or_else(|_elapsed| Err(silent()))
+    call: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout(patience, call).await.unwrap_or_else(|_elapsed| Err(silent().into()))
 }
 
 /// The error of a database that says nothing.

@@ -1,19 +1,22 @@
 //! Ends of attempts that are recorded one by one: completions that send or write something, what is handed back, and what
 //! was refused among others.
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use cogo_bus_core::{Bus, Error as BusError, Failure};
 use cogo_telemetry::Outcome;
+use futures_util::FutureExt;
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::{
     Claim, Handler,
-    attempt::{Attempts, End},
+    attempt::{Attempts, End, panic_text},
     gathered::outcome,
+    handler::Effect,
     passing::{in_time, is_passing, silent},
-    retry::Deferral,
+    retry::{Deferral, Fault},
 };
 
 /// First and longest pause before the end of an attempt is written again.
@@ -26,6 +29,21 @@ pub(crate) const LAST_WRITE: Duration = Duration::from_secs(2);
 const WRITES_IN_A_ROW: u32 = 3;
 const WRITES_WITH_EFFECTS: u32 = 10;
 
+/// Why an end is not written.
+#[derive(Debug)]
+enum Unwritten {
+    /// The bus or its database says so.
+    Refused(BusError),
+    /// An effect panicked with this text, and nothing of the end stands.
+    Panicked(String),
+}
+
+impl<E: Into<BusError>> From<E> for Unwritten {
+    fn from(error: E) -> Self {
+        Self::Refused(error.into())
+    }
+}
+
 impl<H: Handler> Attempts<H> {
     /// Writes the end, again and again while the database is away and the message may still be ours.
     pub(crate) async fn record(&self, claim: &Claim, end: End, started: Instant) {
@@ -36,7 +54,14 @@ impl<H: Handler> Attempts<H> {
         let outcome = loop {
             let (reason, retriable) = match self.write_in_time(claim, &end).await {
                 Ok(outcome) => break outcome,
-                Err(BusError::Database(error)) => {
+                Err(Unwritten::Panicked(text)) => {
+                    // as if the handler had, and not again: the same effect would panic once more
+                    let failure = self.retry.judge(&self.bus, self.patience, claim, Fault::panic(&text)).await;
+                    end = End::Failed(failure);
+                    refusals = 0;
+                    continue;
+                }
+                Err(Unwritten::Refused(BusError::Database(error))) => {
                     refusals += u8::from(!is_passing(&error));
                     warn!(%error, "end of the attempt not written yet");
                     if refusals < REFUSALS {
@@ -50,7 +75,7 @@ impl<H: Handler> Attempts<H> {
                     (format!("the database refuses the completion: {error}"), true)
                 }
                 // the result itself is against the contract: that is the handler's failure, and final
-                Err(refused) => (format!("{refused:#}"), false),
+                Err(Unwritten::Refused(refused)) => (format!("{refused:#}"), false),
             };
             warn!(error = reason, "completion refused");
             if matches!(end, End::Failed(_)) {
@@ -89,18 +114,18 @@ impl<H: Handler> Attempts<H> {
     }
 
     /// A write that neither a silent database nor the end of the process can hold up.
-    async fn write_in_time(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+    async fn write_in_time(&self, claim: &Claim, end: &End) -> Result<Outcome, Unwritten> {
         let writes = match end {
             End::Done(_, effects) if !effects.is_empty() => WRITES_WITH_EFFECTS,
             _ => WRITES_IN_A_ROW,
         };
         tokio::select! {
             written = in_time(self.patience * writes, self.write(claim, end)) => written,
-            () = self.last_chance() => Err(silent()),
+            () = self.last_chance() => Err(silent().into()),
         }
     }
 
-    async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, BusError> {
+    async fn write(&self, claim: &Claim, end: &End) -> Result<Outcome, Unwritten> {
         let fence = claim.claimed().fence();
         let holder = claim.holder();
         let started = Instant::now();
@@ -113,7 +138,7 @@ impl<H: Handler> Attempts<H> {
                 let ours = Bus::complete_in(&mut transaction, &fence, holder, completion).await?;
                 if ours {
                     for effect in effects {
-                        effect(&mut transaction).await?;
+                        caught(effect, &mut transaction).await?;
                     }
                     transaction.commit().await?;
                 }
@@ -129,4 +154,11 @@ impl<H: Handler> Attempts<H> {
         self.metrics.settled(started.elapsed());
         Ok(outcome.unwrap_or(Outcome::LeaseLost))
     }
+}
+
+/// The transaction of an effect that panics is rolled back as it is dropped.
+async fn caught(effect: &Effect, connection: &mut PgConnection) -> Result<(), Unwritten> {
+    // the call itself may panic as well
+    let called = AssertUnwindSafe(async { effect(connection).await }).catch_unwind().await;
+    called.map_err(|panic| Unwritten::Panicked(panic_text(&*panic).to_owned()))?.map_err(Unwritten::from)
 }

@@ -2,6 +2,7 @@
 //! worker waits for nothing, a busy one pays one commit for many messages.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use cogo_bus_core::{Completion, Error, Failure, Fence};
+use serde_json::Value;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -24,6 +26,14 @@ use crate::{
 
 /// Most ends of one statement.
 const BATCH: usize = 1000;
+/// Most bytes of them, about; a single end may have more. A statement of hundreds of megabytes breaks its connection or
+/// takes longer than it may, and at 1 GB Postgres refuses it.
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of a value besides its characters, about.
+const OF_ANY_VALUE: usize = 8;
+/// How often a batch is written while the database seems to be away, before it is halved: it may be the batch that breaks
+/// its connection.
+const TRIES: u8 = 2;
 /// A claim of more is recorded without others and if possible at once, which costs the database a third of what its parts
 /// cost: see `bus.complete_many`.
 const ENOUGH: usize = 64;
@@ -72,15 +82,46 @@ pub(crate) enum Order {
     Fail(Failure),
 }
 
+impl Order {
+    /// Bytes that it adds to a statement, about: to count them costs far less than to write them.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Complete(completion) => {
+                let texts = [&completion.snippet, &completion.result_url];
+                let of_texts: usize = texts.into_iter().flatten().map(String::len).sum();
+                completion.result.as_ref().map_or(0, bytes) + of_texts
+            }
+            Self::Fail(failure) => failure.reason.len(),
+        }
+    }
+}
+
+fn bytes(value: &Value) -> usize {
+    let of_content: usize = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(bytes).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes(value)).sum(),
+    };
+    OF_ANY_VALUE + of_content
+}
+
 /// A message whose handler has ended.
 pub(crate) struct Ended {
-    pub(crate) claim: Claim,
-    pub(crate) order: Order,
-    pub(crate) portion: Arc<Portion>,
-    pub(crate) started: Instant,
+    claim: Claim,
+    order: Order,
+    portion: Arc<Portion>,
+    started: Instant,
+    /// What it adds to a statement, about.
+    bytes: usize,
 }
 
 impl Ended {
+    pub(crate) fn new(claim: Claim, order: Order, portion: Arc<Portion>, started: Instant) -> Self {
+        let bytes = order.bytes();
+        Self { claim, order, portion, started, bytes }
+    }
+
     /// Whether one statement shall end both in one way: of a large claim, or of small ones. There is more than one holder
     /// only around a rejoining.
     fn goes_with(&self, other: &Self) -> bool {
@@ -136,7 +177,13 @@ impl Settler {
     fn next(&self) -> Option<Next> {
         let mut waiting = self.lock();
         let first = (!waiting.is_empty()).then(|| waiting.remove(0))?;
-        let others: Vec<Ended> = waiting.extract_if(.., |other| first.goes_with(other)).take(BATCH - 1).collect();
+        let mut bytes = first.bytes;
+        let fits = |other: &mut Ended| {
+            let fits = first.goes_with(other) && bytes.saturating_add(other.bytes) <= BATCH_BYTES;
+            bytes += if fits { other.bytes } else { 0 };
+            fits
+        };
+        let others: Vec<Ended> = waiting.extract_if(.., fits).take(BATCH - 1).collect();
         drop(waiting);
         let mut next = Next::default();
         for Ended { claim, order, started, .. } in std::iter::once(first).chain(others) {
@@ -168,17 +215,19 @@ impl<H: Handler> Attempts<H> {
         }
     }
 
-    /// Writes a batch, again and again while the database is away. One that it refuses is halved until what it refuses
-    /// stands alone, and that goes the way of single ends.
+    /// Writes a batch, again and again while the database is away. One that it refuses, or that is not taken twice in a row,
+    /// is halved until what is not taken stands alone, and that goes the way of single ends: nothing waits for it.
     async fn write_batch<E: Gathered>(self: &Arc<Self>, batch: Batch<E>) {
         self.leases.leave_to_their_ends(&batch.ends);
-        let mut batches = vec![batch];
-        while let Some(batch) = batches.pop() {
-            let refused = self.write_whole(batch).await;
+        let mut pause = WRITE_AGAIN.0;
+        // in turn, so that the halves of one that is taken nowhere do not keep the other half waiting
+        let mut batches = VecDeque::from([batch]);
+        while let Some(batch) = batches.pop_front() {
+            let refused = self.write_whole(batch, &mut pause).await;
             let Some((batch, error)) = refused else { continue };
             debug!(%error, size = batch.len(), "batch of ends refused");
             if batch.len() > 1 {
-                batches.extend(batch.into_halves().into_iter().rev());
+                batches.extend(batch.into_halves());
                 continue;
             }
             for ((_, end), (claim, started)) in batch.ends.into_iter().zip(batch.claims) {
@@ -188,9 +237,9 @@ impl<H: Handler> Attempts<H> {
         }
     }
 
-    /// Answers what the database refuses for a reason of its own.
-    async fn write_whole<E: Gathered>(&self, mut batch: Batch<E>) -> Option<(Batch<E>, Error)> {
-        let mut pause = WRITE_AGAIN.0;
+    /// Answers what the database refuses for a reason of its own, or does not take in as many tries as a batch has.
+    async fn write_whole<E: Gathered>(&self, mut batch: Batch<E>, pause: &mut Duration) -> Option<(Batch<E>, Error)> {
+        let mut tries = 0;
         loop {
             let holder = batch.claims.first().map(|(claim, _)| claim.holder())?;
             let asked = Instant::now();
@@ -202,12 +251,17 @@ impl<H: Handler> Attempts<H> {
                 Ok(recorded) => {
                     self.metrics.settled(asked.elapsed());
                     self.ended(&batch, &recorded);
+                    *pause = WRITE_AGAIN.0;
                     return None;
                 }
                 Err(Error::Database(error)) if is_passing(&error) => {
                     warn!(%error, size = batch.len(), "ends not written yet");
-                    batch = self.still_ours_of(batch, pause).await;
-                    pause = (pause * 2).min(WRITE_AGAIN.1);
+                    tries += 1;
+                    batch = self.still_ours_of(batch, *pause).await;
+                    *pause = (*pause * 2).min(WRITE_AGAIN.1);
+                    if tries >= TRIES {
+                        return Some((batch, Error::Database(error)));
+                    }
                 }
                 Err(error) => return Some((batch, error)),
             }

@@ -38,6 +38,8 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 const LOOKS_GROW: u32 = 4;
 /// Below this it does not ask when the next delayed message is due.
 const SOON: Duration = Duration::from_millis(50);
+/// It looks again after this time where something is due that it cannot claim, since somebody has it locked.
+const LOCKED: Duration = Duration::from_millis(100);
 /// A worker that is full looks at its hands again after this time even if nobody tells it of a free one.
 const FULL_RECHECK: Duration = Duration::from_secs(1);
 /// How long attempts may take to end once the hard stop has fired; they bound their own last writes below it.
@@ -84,7 +86,8 @@ pub(crate) struct Worker<H> {
     standing: watch::Receiver<Standing>,
     stop: Stop,
     tracker: TaskTracker,
-    pulse: Arc<Pulse>,
+    /// Also of claims that fail.
+    pub(crate) pulse: Arc<Pulse>,
     keepers_pulse: Arc<Pulse>,
     pub(crate) throttle: Throttle,
     able: watch::Receiver<bool>,
@@ -220,6 +223,7 @@ impl<H: Handler> Worker<H> {
             if let (Some(membership), true) = (now.claiming(), able) {
                 return Some(membership.holder.clone());
             }
+            self.pulse.works();
             tokio::select! {
                 () = self.stop.soft().cancelled() => return None,
                 changed = self.standing.changed() => changed.ok()?,
@@ -244,8 +248,9 @@ impl<H: Handler> Worker<H> {
         }
         let instance = holder.split_once('#').map(|(instance, _)| instance);
         let request = ClaimRequest { route: &self.route, holder, instance, max_messages: free, lease: self.pace.lease };
-        if !self.is_sure(holder).await {
-            return Turn::Unreachable;
+        let begun = tokio::time::Instant::now();
+        if let Err(error) = self.make_sure(holder).await {
+            return self.unreachable(begun, "look for claims whose answer was lost", error);
         }
         let asked = tokio::time::Instant::now();
         // also when this future is dropped on the way
@@ -255,6 +260,9 @@ impl<H: Handler> Worker<H> {
         self.unsure.store(!is_known, Ordering::Relaxed);
         let count = claimed.as_ref().map_or(0, Vec::len);
         self.attempts.metrics.received(count as u64, asked.elapsed());
+        if is_known {
+            self.pulse.works();
+        }
         let claimed = match claimed {
             Ok(claimed) if claimed.is_empty() => return Turn::Empty,
             Ok(claimed) => claimed,
@@ -264,10 +272,7 @@ impl<H: Handler> Worker<H> {
                 self.member.ask_now();
                 return Turn::Unreachable;
             }
-            Err(error) => {
-                warn!(error = format!("{:#}", anyhow::Error::from(error)), "claim next messages");
-                return Turn::Unreachable;
-            }
+            Err(error) => return self.unreachable(begun, "claim next messages", error),
         };
         debug!(route = %self.route, count = claimed.len(), "claimed");
         // counted here and not in the tasks, so that the next turn sees them
@@ -275,24 +280,19 @@ impl<H: Handler> Worker<H> {
         Turn::Started
     }
 
-    /// Hands back what an earlier claim took without our hearing of it; false if the database does not answer.
-    async fn is_sure(&self, holder: &str) -> bool {
+    /// Hands back what an earlier claim took without our hearing of it.
+    async fn make_sure(&self, holder: &str) -> Result<(), cogo_bus_core::Error> {
         if !self.unsure.load(Ordering::Relaxed) {
-            return true;
+            return Ok(());
         }
         // what is in hand is known exactly here: only this loop claims for the route
         let held = self.attempts.leases.ids();
-        match in_time(self.pace.patience, self.attempts.bus.hand_back_unheld(&self.route, holder, &held)).await {
-            Ok(0) => true,
-            Ok(count) => {
-                info!(route = %self.route, count, "handed back what a claim took whose answer was lost");
-                true
-            }
-            Err(error) => {
-                warn!(error = format!("{:#}", anyhow::Error::from(error)), "look for claims whose answer was lost");
-                false
-            }
+        let handed_back = self.attempts.bus.hand_back_unheld(&self.route, holder, &held);
+        let count = in_time(self.pace.patience, handed_back).await?;
+        if count > 0 {
+            info!(route = %self.route, count, "handed back what a claim took whose answer was lost");
         }
+        Ok(())
     }
 
     /// Whether the database is about to be asked if a message is still in hand.
@@ -305,6 +305,8 @@ impl<H: Handler> Worker<H> {
         let instance = holder.split_once('#').map(|(instance, _)| instance);
         let asked = in_time(self.pace.patience, self.attempts.bus.next_due_for(&self.route, instance));
         match self.unless_given_up(asked).await {
+            // due, and not to be had: somebody has it locked
+            Some(Ok(Some(Duration::ZERO))) => LOCKED.min(self.pace.poll),
             Some(Ok(Some(due))) => due.max(Duration::from_millis(5)).min(self.pace.poll),
             Some(Ok(None) | Err(_)) | None => self.pace.poll,
         }

@@ -28,6 +28,8 @@ use crate::{Claim, Handler, HandlerError, RetryPolicy, UNANSWERED, attempt::pani
 /// A batch handler as a handler of single messages: each waits until its batch has given it an outcome.
 pub(crate) struct Batched<B: BatchHandler> {
     handler: Arc<B>,
+    /// As the handler said at the start.
+    pub(crate) batching: Batching,
     entrance: mpsc::UnboundedSender<Entrant<B>>,
 }
 
@@ -59,10 +61,12 @@ impl<B: BatchHandler> Batched<B> {
     /// Starts gathering; it ends by itself once this handle is gone and every batch has ended.
     pub(crate) fn start(handler: B, hard_stop: CancellationToken, tracker: &TaskTracker) -> Self {
         let (entrance, incoming) = mpsc::unbounded_channel();
+        // once and here, where a panic is the caller's: whoever gathers must not end by it
+        let batching = handler.batching();
         let handler = Arc::new(handler);
-        let batches = Batches { handler: Arc::clone(&handler), hard_stop, tracker: tracker.clone() };
+        let batches = Batches { handler: Arc::clone(&handler), batching, hard_stop, tracker: tracker.clone() };
         tracker.spawn(batches.gather(incoming));
-        Self { handler, entrance }
+        Self { handler, batching, entrance }
     }
 }
 
@@ -101,13 +105,13 @@ impl<B: BatchHandler> Handler for Batched<B> {
 
 struct Batches<B> {
     handler: Arc<B>,
+    batching: Batching,
     hard_stop: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl<B: BatchHandler> Batches<B> {
     async fn gather(self, mut incoming: mpsc::UnboundedReceiver<Entrant<B>>) {
-        let batching = self.handler.batching();
         let mut forming: HashMap<String, Forming<B>> = HashMap::new();
         loop {
             let next = forming.values().map(|batch| batch.until).min();
@@ -119,7 +123,7 @@ impl<B: BatchHandler> Batches<B> {
             };
             tokio::select! {
                 entrant = incoming.recv() => match entrant {
-                    Some(entrant) => self.take_in(batching, &mut forming, entrant),
+                    Some(entrant) => self.take_in(&mut forming, entrant),
                     None => break,
                 },
                 () = due => {}
@@ -134,7 +138,8 @@ impl<B: BatchHandler> Batches<B> {
         }
     }
 
-    fn take_in(&self, batching: Batching, forming: &mut HashMap<String, Forming<B>>, entrant: Entrant<B>) {
+    fn take_in(&self, forming: &mut HashMap<String, Forming<B>>, entrant: Entrant<B>) {
+        let batching = self.batching;
         let key = if batching.by_tenant { entrant.tenant.clone() } else { String::new() };
         let until = Instant::now() + batching.linger;
         let batch = forming.entry(key.clone()).or_insert_with(|| Forming { entrants: Vec::new(), until });

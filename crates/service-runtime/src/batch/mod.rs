@@ -98,7 +98,7 @@ pub trait BatchHandler: Send + Sync + 'static {
     type Reply: Serialize + Send + 'static;
 
     /// How large a batch is, and how long it waits to become so. The setting `concurrency` counts messages, not batches;
-    /// it is rounded up to whole batches.
+    /// it is rounded up to whole batches. Asked once, at the start.
     fn batching(&self) -> Batching {
         Batching::default()
     }

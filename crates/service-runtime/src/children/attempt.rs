@@ -64,11 +64,11 @@ impl Attempt {
         // the call itself may panic as well
         let worked = AssertUnwindSafe(async { work(message).await }).catch_unwind();
         let outcome = tokio::select! {
-            outcome = worked => outcome,
+            outcome = worked => outcome.unwrap_or_else(|_| Err(HandlerError::retry(anyhow::anyhow!("The work panicked")))),
             why = self.keep() => return info!(message.id = %id, "message {id} was lost: {why}"),
-            () = expired => return info!(message.id = %id, "message {id} was given up: its time to live has passed"),
+            // left to its lease it would count as lost by its child, and who waits for it would wait as long
+            () = expired => Err(HandlerError::rejected("time to live passed while it was worked on")),
         };
-        let outcome = outcome.unwrap_or_else(|_| Err(HandlerError::retry(anyhow::anyhow!("The work panicked"))));
         match self.record(End::from(outcome), deadline).await {
             Ok(true) => debug!(message.id = %id, "attempt ended"),
             Ok(false) => info!(message.id = %id, "message {id} was lost before its end was recorded"),

@@ -148,6 +148,27 @@ async fn work_that_panics_before_its_first_step_is_tried_again() {
 }
 
 #[tokio::test]
+async fn message_whose_time_to_live_passes_at_its_child_fails_without_waiting_for_its_lease() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let shop = Workshop::open_at(&parent, &child, LONG);
+    // on a machine that stands still its time may pass before anybody begins with it
+    while shop.begun.load(Ordering::SeqCst) == 0 {
+        let tenant = Tenant::new("default").unwrap();
+        let message = NewMessage { ttl_ms: Some(1_000), ..NewMessage::new(ROUTE, Some(tenant), json!({})) };
+        let id = shop.bus.enqueue(&message).await.unwrap().id;
+        shop.until(id, "failed").await;
+        let error = shop.bus.task(id).await.unwrap().unwrap().error.unwrap();
+        let was_begun = shop.begun.load(Ordering::SeqCst) == 1;
+        assert!(!was_begun || error == "time to live passed while it was worked on", "{error}");
+    }
+    shop.stop.cancel();
+    shop.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
 async fn work_whose_lease_cannot_be_extended_is_dropped() {
     let parent = Parent::start(|_| {}).await;
     let mut child = parent.child();

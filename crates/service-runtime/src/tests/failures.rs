@@ -12,14 +12,19 @@ const COUNTED: &str = "create table public.counted (size bigint);
       for each statement execute function public.count_them();";
 /// As a database that is just starting answers.
 const AWAY: &str = "alter function bus.fail_many rename to hidden;
+    alter function bus.fail rename to hidden_as_well;
     create function bus.fail_many(uuid[], smallint[], text, text[], boolean[], bigint[]) returns table (id uuid, status text)
+    language plpgsql as $$ begin raise exception 'away' using errcode = '57P03'; end $$;
+    create function bus.fail(uuid, text, smallint, text, boolean, bigint) returns text
     language plpgsql as $$ begin raise exception 'away' using errcode = '57P03'; end $$;";
 /// As a database answers that does not like what stands in one of them.
 const REFUSED: &str = "alter function bus.fail_many rename to hidden;
     create function bus.fail_many(uuid[], smallint[], text, text[], boolean[], bigint[]) returns table (id uuid, status text)
     language plpgsql as $$ begin raise exception 'no' using errcode = '22023'; end $$;";
 const BACK: &str = "drop function bus.fail_many;
-    alter function bus.hidden rename to fail_many;";
+    drop function bus.fail;
+    alter function bus.hidden rename to fail_many;
+    alter function bus.hidden_as_well rename to fail;";
 
 async fn run(bus: &Bus, statements: &'static str) {
     sqlx::raw_sql(statements).execute(bus.pool()).await.unwrap();

@@ -149,3 +149,53 @@ async fn process_whose_readiness_fails_claims_nothing_and_tells_the_fleet() {
     leave.cancel();
     while tasks.join_next().await.is_some() {}
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_that_fail_for_long_are_told_and_cost_no_readiness() {
+    let health = Health::default();
+    health.ready.store(true, Ordering::Relaxed);
+    let pulse = health.pulses.add("worker a/b/0".to_owned(), PATIENCE);
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    pulse.fails(long_ago, "permission denied for function claim");
+    health.ask(Vec::new(), Handle::current()).unwrap();
+    let body = until(|| health.is_ready(), |ready, body| ready && body["status"] == "degraded").await;
+    let reasons = body["reasons"].to_string();
+    assert!(reasons.contains("worker a/b/0 for "), "{body}");
+    assert!(reasons.contains("permission denied for function claim"), "{body}");
+    pulse.works();
+    until(|| health.is_ready(), |_, body| !body["reasons"].to_string().contains("claims")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_that_cannot_claim_says_so_until_it_can() {
+    let database = cogo_test_support::database().await;
+    let bus = Bus::new(database.pool.clone());
+    sqlx::raw_sql("alter function bus.claim rename to hidden").execute(bus.pool()).await.unwrap();
+    let (stop, leave, pulses) = (Stop::default(), CancellationToken::new(), Pulses::default());
+    let (heartbeat, member) = join(&bus);
+    let mut tasks = JoinSet::new();
+    let until_left = leave.clone();
+    tasks.spawn(async move {
+        heartbeat.run(until_left).await;
+    });
+    member.activate();
+    let surroundings = surroundings(bus.clone(), WakeUps::default(), member, &stop);
+    let pace = Pace { poll: Duration::from_millis(50), ..pace() };
+    let worker = Worker::new(Obedient::default(), pace, Surroundings { pulses: pulses.clone(), ..surroundings });
+    let working = TaskTracker::new().spawn(worker.run());
+    let told = async |reached: fn(&[String]) -> bool| {
+        let telling = async {
+            while !reached(&pulses.in_vain(Duration::ZERO)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, telling).await.expect("it is told");
+    };
+    told(|told| told.iter().any(|told| told.starts_with("worker test/work") && told.contains("does not exist"))).await;
+    sqlx::raw_sql("alter function bus.hidden rename to claim").execute(bus.pool()).await.unwrap();
+    told(<[String]>::is_empty).await;
+    stop.hard().cancel();
+    working.await.unwrap();
+    leave.cancel();
+    while tasks.join_next().await.is_some() {}
+}
