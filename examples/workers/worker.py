@@ -1,5 +1,5 @@
 """A worker in Python 3.11 with psycopg 3: serves what handler.py does. README.md tells contract and environment."""
-import asyncio, contextlib, functools, hashlib, itertools, json, os, re, signal, psycopg
+import asyncio, contextlib, functools, hashlib, itertools, json, os, re, signal, sys, psycopg
 OURS = re.compile("AGENT_(SERVICE|ROLE|SHARD|DOMAIN|VERSION)|HOLDER_ID|CONCURRENCY|(BEAT|BUS_POLL|LEASE|GRACE)_MS")
 worker = {name.lower(): value for name, value in os.environ.items() if OURS.fullmatch(name)}
 worker["key_proof"] = hashlib.sha256(os.environ.get("AGENT_KEY", "").strip().encode()).hexdigest()
@@ -19,6 +19,7 @@ async def call(function, *values, writes=None, patience=int(os.environ.get("PATI
             if not isinstance(answer, dict) or answer.get("status") != "pending": return answer
         except (psycopg.OperationalError, TimeoutError) as error:
             if (getattr(error, "sqlstate", None) or "08")[:2] not in ("08", "40", "53", "57"): raise
+            if not tries: print(f"{function}, again until it works: {error or repr(error)}", file=sys.stderr)
         await asyncio.sleep(0.05 * 2 ** min(tries, 4))
 
 async def run(handle, message):
@@ -43,12 +44,11 @@ async def hear():  # hints only: what they miss, the next look finds
                     if hint.payload == worker.get("route") or hint.payload in in_hand: wake.set()
         await asyncio.sleep(1)
 def retire():  # claims nothing new; what is in hand has the time of grace, then it is handed back
-    worker["stopping"] = True
-    wake.set()  # below: the database is away, the leases will lapse
+    worker.update(stopping=True), wake.set()  # below: the database is away, the leases will lapse
     asyncio.get_running_loop().call_later(int(worker.get("grace_ms", 10000)) / 1000 + 5, os._exit, 1)
 
 async def serve(handle):
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, retire)
+    for end in (signal.SIGTERM, signal.SIGINT): asyncio.get_running_loop().add_signal_handler(end, retire)
     hearing = asyncio.create_task(hear())
     while worker.get("next_ms", 0) is not None:
         wake.clear()

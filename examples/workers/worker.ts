@@ -19,14 +19,16 @@ export async function call(question: string, values: any[], writes?: (own: any) 
       const asked = writes ? sql.begin((own) => writes(own).then(() => ask(own))) : Promise.race([ask(sql), silence()]);
       const [{ answer }] = await asked;
       if (answer?.status !== "pending") return answer;
-    } catch (error: any) { if (!/^(08|40|53|57|CONN|E[A-Z]+$)/.test(error?.code)) throw error; } // these go by
+    } catch (error: any) {
+      if (!/^(08|40|53|57|CONN|E[A-Z]+$)/.test(error?.code)) throw error; // these go by
+      if (!tries) console.warn(`${question}, again until it works: ${error.message || error.code}`);
+    }
   }
 }
 
 async function run(handle: Handle, message: any) {
   const { id, holder, attempt, lease_ms } = message;
-  const mine: any = { attempt, seq: 0, lost: new AbortController() };
-  inHand.set(id, mine);
+  const mine: any = { attempt, seq: 0, lost: new AbortController() }; inHand.set(id, mine);
   const emit_one = "bus.emit_one($1, $2, $3, $4, $5, $6)";
   const emit = (part: any) => call(emit_one, [id, holder, attempt, ++mine.seq, sql.json(part), lease_ms]);
   try {
@@ -38,10 +40,9 @@ async function run(handle: Handle, message: any) {
 }
 
 export async function serve(handle: Handle) {
-  process.on("SIGTERM", () => { // claims nothing new; what is in hand has the time of grace, then it is handed back
-    worker.stopping = true;
+  for (const end of ["SIGTERM", "SIGINT"]) process.on(end, () => { // claims no more, and hands back after the grace
     setTimeout(() => process.exit(1), +(worker.grace_ms ?? 10000) + 5000); // the database is away: the leases lapse
-    wake();
+    worker.stopping = true; wake();
   });
   const hear = (hint: string) => { if (hint === worker.route || inHand.has(hint)) wake(); };
   for (const channel of ["bus_ready", "bus_cancel"]) sql.listen(channel, hear, () => wake()).catch(() => {});
@@ -50,8 +51,7 @@ export async function serve(handle: Handle) {
     const held = Object.fromEntries([...inHand].map(([id, { attempt, ending }]) => [id, { attempt, ending }]));
     const step = await call("bus.work($1, $2)", [worker, held]);
     Object.assign(worker, step.worker);
-    for (const id of step.over) inHand.get(id).lost.abort(new Error("it is over"));
-    for (const id of step.over) inHand.delete(id);
+    for (const id of step.over) { inHand.get(id).lost.abort(new Error("it is over")); inHand.delete(id); }
     for (const message of step.messages) run(handle, message);
     const timer = setTimeout(wake, worker.next_ms ?? 0);
     await woken.finally(() => clearTimeout(timer));
