@@ -102,3 +102,38 @@ async fn limits_of_a_route_leave_the_tenants_their_turns() {
     }
     assert_eq!(quiet, 10);
 }
+
+#[tokio::test]
+async fn keys_of_a_tenant_have_one_turn_together() {
+    let (bus, database) = bus().await;
+    let limit = cogo_bus_core::Limit {
+        counted_by: cogo_bus_core::CountedBy::Key,
+        subject: None,
+        max_running: Some(1000),
+        per_second: None,
+        burst: None,
+    };
+    bus.set_limit(&crate::support::ROUTE, &limit, "test").await.unwrap();
+    let mut loud = of("loud", 400);
+    for (number, message) in loud.iter_mut().enumerate() {
+        message.limit_key = Some(format!("key {}", number % 100));
+    }
+    bus.enqueue_many(&loud).await.unwrap();
+    let mut quiet = of("quiet", 10);
+    quiet.iter_mut().for_each(|message| message.limit_key = Some("only".to_owned()));
+    bus.enqueue_many(&quiet).await.unwrap();
+    let bus = one_session(&database).await;
+    let mut served = 0;
+    for _ in 0..2 {
+        let tenants = tenants_of_claim(&bus, 10).await;
+        assert_eq!(tenants.len(), 10);
+        served += tenants.iter().filter(|tenant| *tenant == "quiet").count();
+    }
+    assert_eq!(served, 10, "half of each claim");
+    let mut left = 390;
+    while left > 0 {
+        let got = tenants_of_claim(&bus, 100).await.len();
+        assert_ne!(got, 0, "{left} are left");
+        left -= got;
+    }
+}

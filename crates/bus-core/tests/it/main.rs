@@ -22,6 +22,7 @@ mod history;
 mod in_one_order;
 mod joins;
 mod limits;
+mod locked_rows;
 mod model;
 mod partials;
 mod plain_batches;
