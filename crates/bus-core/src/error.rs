@@ -66,8 +66,10 @@ impl Error {
         match refusal.code().as_deref() {
             Some("P0002") => Self::NotFound { reason },
             Some("55000") => Self::Conflict { reason },
-            // classes 22 (data) and 23 (constraint), and what only broken jsonb raises
-            Some(code) if code.starts_with("22") || code.starts_with("23") => Self::Refused { reason, source: error },
+            // classes 22 (data), 23 (constraint) and 54 (limits of the program, as JSON that is too deep)
+            Some(code) if ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => {
+                Self::Refused { reason, source: error }
+            }
             _ => Self::Database(error),
         }
     }

@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod failing_in_batches;
 mod finished;
+mod jsonb;
 mod line;
 mod partial;
 mod request;

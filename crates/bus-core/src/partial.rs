@@ -1,6 +1,7 @@
 //! Partial results: what a worker has before it is done, gathered into few statements, in order, resumable by readers.
 
 use std::{
+    slice,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -15,10 +16,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::{Bus, Error, Fence};
+use crate::{
+    Bus, Error, Fence,
+    jsonb::{has_nul, stored_bytes},
+};
 
-/// Most bytes of one part as JSON text; the table's own limit is on its stored form, which is never much larger.
+/// Most bytes of one part as JSON text. The table's own limit is on its stored form, which for text is hardly larger, and for
+/// small numbers six times as large.
 pub const MAX_PARTIAL_BYTES: usize = 192 * 1024;
+/// Most bytes of one part as it is stored, which the table checks.
+const MAX_STORED_BYTES: usize = 256 * 1024;
+/// No text below this is larger than [`MAX_STORED_BYTES`] when it is stored: two characters of an array of digits take 12.
+const SURELY_SMALL: usize = MAX_STORED_BYTES / 8;
 /// First and longest pause before a batch is sent again to a database that was away.
 const SEND_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Longest wait for one answer of the database.
@@ -110,7 +119,7 @@ impl Bus {
         partials.map_err(Error::reading("bus.partials_after"))
     }
 
-    /// Removes up to `max_rows` parts older than `keep`; answers how many.
+    /// Removes up to `max_rows` parts of messages that ended longer than `keep` ago; answers how many.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -130,7 +139,7 @@ pub enum PartialError {
     /// The claim is no longer the holder's.
     #[error("The claim is no longer this worker's")]
     Lost,
-    /// The parts are against the contract: too large, too many.
+    /// The parts are against the contract: too large, too many, or nothing that the database can hold.
     #[error("The partial result is refused: {0}")]
     Refused(String),
     /// The stream was closed, as at the end of an attempt.
@@ -193,11 +202,21 @@ impl PartialWriter {
     /// Adds a part; waits while too many wait to be stored.
     ///
     /// # Errors
-    /// When the stream has ended or the part is too large; earlier parts stand.
+    /// When the stream has ended, or the part is refused, as one that is too large: then nothing is sent, and the stream
+    /// goes on without it. Earlier parts stand.
     pub async fn write(&self, content: &Value) -> Result<(), PartialError> {
         let text = content.to_string();
         if text.len() > MAX_PARTIAL_BYTES {
             return Err(PartialError::Refused(format!("a part is larger than {MAX_PARTIAL_BYTES} bytes")));
+        }
+        if text.contains(r"\u0000") && has_nul(content) {
+            let why = r"a part has the character \u0000, which jsonb cannot hold; leave it out or encode the text";
+            return Err(PartialError::Refused(why.to_owned()));
+        }
+        if text.len() > SURELY_SMALL && stored_bytes(content) > MAX_STORED_BYTES {
+            let why =
+                format!("a part takes more than {MAX_STORED_BYTES} bytes as jsonb; send it as several, or as text");
+            return Err(PartialError::Refused(why));
         }
         self.order(Order::Part(text)).await
     }
@@ -316,8 +335,25 @@ impl PartialFlusher {
         Some(batch)
     }
 
-    /// Sends a batch until it stands; numbers make it safe to send again.
+    /// Stores a batch; of one that is refused, all but the parts that cause it.
     async fn store(&mut self, parts: &[String]) -> Result<(), PartialError> {
+        match self.send(parts).await {
+            Err(PartialError::Refused(_)) if parts.len() > 1 => {}
+            sent => return sent,
+        }
+        let mut refused = Ok(());
+        for part in parts {
+            match self.send(slice::from_ref(part)).await {
+                Err(why @ PartialError::Refused(_)) => refused = refused.and(Err(why)),
+                sent => sent?,
+            }
+        }
+        // whoever wrote it was told that it is taken, and must hear that it is not
+        refused
+    }
+
+    /// Sends parts until they stand; numbers make it safe to send them again.
+    async fn send(&mut self, parts: &[String]) -> Result<(), PartialError> {
         if parts.is_empty() {
             return Ok(());
         }

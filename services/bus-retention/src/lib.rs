@@ -20,13 +20,14 @@ const LARGE_BATCH: u32 = 100;
 /// Settings of retention.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settings {
-    /// Days that finished tasks and audit rows are kept; fractions are allowed.
+    /// Days that finished tasks and audit rows are kept; tasks go by whole days (UTC), once all of a day is older.
     pub retention_days: f64,
     /// Milliseconds between two turns, at least 1000.
     pub retention_every_ms: u64,
     /// Rows removed in one transaction, 1 to 100000.
     pub retention_batch: u32,
-    /// Hours that partial results are kept; the results themselves stand in the messages. At least 1.
+    /// Hours that partial results are kept after their message has ended; the results themselves stand in the messages.
+    /// At least 1.
     pub retention_partials_hours: f64,
     /// Days beyond `retention_days` that an artifact is kept after it was last put or read; a task that takes no longer
     /// than this refers to it to the end. At least 1.

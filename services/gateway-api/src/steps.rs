@@ -111,7 +111,8 @@ async fn frames(
     loop {
         match look(gateway, id, access, (&mut seen, &mut partials), out).await {
             Ok(Look::Over) => return Ok(()),
-            Ok(Look::GoesOn) => {}
+            Ok(Look::News) => follow.look_soon(),
+            Ok(Look::Quiet) => {}
             // the reader stays connected while the database is away
             Err(error) if error.0.status == 503 => {}
             Err(error) => return Err(error),
@@ -120,8 +121,11 @@ async fn frames(
     }
 }
 
+#[derive(Debug, PartialEq)]
 enum Look {
-    GoesOn,
+    /// Something was new, and more is to come.
+    News,
+    Quiet,
     /// The task or its reader has ended.
     Over,
 }
@@ -135,7 +139,9 @@ async fn look(
     out: &mpsc::Sender<Frame>,
 ) -> Result<Look, ApiError> {
     let task = gateway.task(id, access).await?;
-    for frame in seen.changes(&task) {
+    let changes = seen.changes(&task);
+    let mut outcome = if changes.is_empty() { Look::Quiet } else { Look::News };
+    for frame in changes {
         if out.send(frame).await.is_err() {
             return Ok(Look::Over);
         }
@@ -146,6 +152,7 @@ async fn look(
         if parts.is_empty() {
             break;
         }
+        outcome = Look::News;
         for part in parts {
             if out.send(part.into()).await.is_err() {
                 return Ok(Look::Over);
@@ -153,7 +160,7 @@ async fn look(
         }
     }
     if !task.status.is_terminal() {
-        return Ok(Look::GoesOn);
+        return Ok(outcome);
     }
     // a reader that left does not miss it
     let _ = out.send(Frame::End(Ending::from(&task))).await;
@@ -185,5 +192,45 @@ impl Seen {
             }
         }
         frames
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use cogo_bus_core::{ClaimRequest, Completion};
+    use cogo_contracts::{NewMessage, Tenant, routes};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn look_tells_whether_anything_was_new() {
+        let database = cogo_test_support::database().await;
+        let gateway = crate::follow::tests::gateway(&database);
+        let bus = &gateway.parts().bus;
+        let (out, mut frames) = mpsc::channel(BACKLOG);
+        let tenant = Tenant::new("acme").unwrap();
+        let id = bus.enqueue(&NewMessage::new(routes::CHAT, Some(tenant), json!({}))).await.unwrap().id;
+        let (mut seen, mut partials) = (Seen::default(), Partials::after(Cursor::default()));
+        let mut look =
+            async || look(&gateway, id, &Access::AllTenants, (&mut seen, &mut partials), &out).await.unwrap();
+        assert_eq!((look().await, look().await), (Look::News, Look::Quiet), "the task, and nothing else");
+        let lease = Duration::from_secs(60);
+        let request = ClaimRequest { route: &routes::CHAT, holder: "w", instance: None, max_messages: 1, lease };
+        let claimed = bus.claim(&request).await.unwrap().remove(0);
+        assert_eq!((look().await, look().await), (Look::News, Look::Quiet), "a step");
+        for seq in 1..=2 {
+            bus.emit(&claimed.fence(), "w", seq, &["1".to_owned()], lease).await.unwrap();
+            assert_eq!((look().await, look().await), (Look::News, Look::Quiet), "part {seq}");
+        }
+        assert!(bus.complete(&claimed.fence(), "w", &Completion::default()).await.unwrap());
+        assert_eq!(look().await, Look::Over);
+        let mut last = frames.try_recv().unwrap();
+        while let Ok(frame) = frames.try_recv() {
+            last = frame;
+        }
+        assert_eq!(last.name(), "end");
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::support::{LEASE, PAUSE, SHORT_LEASE, bus, claim_for, claim_one, message};
+use crate::support::{LEASE, PAUSE, SHORT_LEASE, bus, claim, claim_for, claim_one, message, numbered};
 
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,11 @@ async fn until_stored(bus: &Bus, claimed: &Claimed, count: usize) {
 async fn claimed(bus: &Bus) -> Claimed {
     bus.enqueue(&message(json!({}))).await.unwrap();
     claim_one(bus, "w").await
+}
+
+async fn fails(bus: &Bus, claimed: &Claimed, retriable: bool) {
+    let failure = Failure { reason: "boom".to_owned(), retriable, retry_after: Some(Duration::ZERO) };
+    bus.fail(&claimed.fence(), "w", &failure).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -89,13 +94,54 @@ async fn new_attempt_starts_anew_and_shows_it() {
     let first = claimed(&bus).await;
     emit(&bus, &first, 1, &[json!("one"), json!("two")]).await.unwrap();
     let seen = PartialPlace { attempt: 1, seq: 2 };
-    let failure = Failure { reason: "boom".to_owned(), retriable: true, retry_after: Some(Duration::ZERO) };
-    bus.fail(&first.fence(), "w", &failure).await.unwrap();
+    fails(&bus, &first, true).await;
     let second = claim_one(&bus, "w").await;
     assert_eq!(emit(&bus, &second, 1, &[json!("uno")]).await.unwrap(), Some(1));
     let expected = [(2, 1, json!("uno"))];
     assert_eq!(read(&bus, &second, seen).await, expected, "who read the first attempt meets the second");
     assert_eq!(read(&bus, &second, START).await, expected, "what is void is gone");
+}
+
+#[tokio::test]
+async fn parts_are_void_once_another_attempt_begins_and_stand_until_then() {
+    let (bus, _database) = bus().await;
+    let first = claimed(&bus).await;
+    emit(&bus, &first, 1, &[json!("one")]).await.unwrap();
+    fails(&bus, &first, true).await;
+    assert_eq!(read(&bus, &first, START).await, [(1, 1, json!("one"))], "it waits for another attempt");
+    let second = claim_one(&bus, "w").await;
+    assert_eq!(read(&bus, &first, START).await, []);
+    emit(&bus, &second, 1, &[json!("two")]).await.unwrap();
+    assert_eq!(bus.release(&[second.fence()], "w").await.unwrap(), 1);
+    assert_eq!(read(&bus, &first, START).await, [(2, 1, json!("two"))], "handed back");
+    let third = claim_one(&bus, "w").await;
+    emit(&bus, &third, 1, &[json!("three")]).await.unwrap();
+    fails(&bus, &third, false).await;
+    assert_eq!(read(&bus, &first, START).await, [(3, 1, json!("three"))], "a dead letter shows its last attempt");
+
+    let unfinished = claimed(&bus).await;
+    emit(&bus, &unfinished, 1, &[json!("void")]).await.unwrap();
+    fails(&bus, &unfinished, true).await;
+    let silent = claim_one(&bus, "w").await;
+    assert!(bus.complete(&silent.fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(read(&bus, &silent, START).await, [], "the attempt that completed had none");
+}
+
+#[tokio::test]
+async fn parts_of_a_message_of_a_large_claim_are_shown() {
+    let (bus, _database) = bus().await;
+    let id = bus.enqueue_many(&numbered(100)).await.unwrap()[0].id;
+    for attempt in 1..=2 {
+        // so many that their rows do not tell of the claim yet
+        let claimed = claim(&bus, "w", 100).await;
+        let one = claimed.iter().find(|claimed| claimed.id == id).unwrap();
+        assert_eq!((claimed.len(), one.attempt), (100, attempt));
+        emit(&bus, one, 1, &[json!(attempt)]).await.unwrap();
+        assert_eq!(read(&bus, one, START).await, [(attempt, 1, json!(attempt))]);
+        let fences: Vec<_> = claimed.iter().map(Claimed::fence).collect();
+        assert_eq!(bus.release(&fences, "w").await.unwrap(), 100);
+        assert_eq!(read(&bus, one, START).await, [(attempt, 1, json!(attempt))]);
+    }
 }
 
 /// As if that time had passed, which is far more than the lease that it was claimed with.
@@ -172,15 +218,26 @@ async fn parts_are_announced_to_those_who_watch_the_task() {
 }
 
 #[tokio::test]
-async fn old_parts_go_and_numbers_go_on() {
+async fn old_parts_go_once_their_message_has_ended_long_ago() {
     let (bus, _database) = bus().await;
-    let claimed = claimed(&bus).await;
-    emit(&bus, &claimed, 1, &[json!(1), json!(2)]).await.unwrap();
-    assert_eq!(bus.retain_partials(Duration::from_secs(3_600), 10).await.unwrap(), 0);
+    let hour = Duration::from_secs(3_600);
+    let long = claimed(&bus).await;
+    emit(&bus, &long, 1, &[json!(1), json!(2)]).await.unwrap();
+    let short = claimed(&bus).await;
+    emit(&bus, &short, 1, &[json!(1), json!(2)]).await.unwrap();
+    let gone = claimed(&bus).await;
+    emit(&bus, &gone, 1, &[json!(1)]).await.unwrap();
+    sqlx::query("update bus.partials set at = at - interval '1 day'").execute(bus.pool()).await.unwrap();
+    // oldest first, so that those which stay would fill the batches
+    assert_eq!(bus.retain_partials(hour, 1).await.unwrap(), 0, "all of them go on");
+    assert!(bus.complete(&short.fence(), "w", &Completion::default()).await.unwrap());
+    assert_eq!(bus.retain_partials(hour, 1).await.unwrap(), 0, "its end is to be seen with its beginning");
     assert_eq!(bus.retain_partials(Duration::ZERO, 1).await.unwrap(), 1);
     assert_eq!(bus.retain_partials(Duration::ZERO, 10).await.unwrap(), 1);
-    assert_eq!(emit(&bus, &claimed, 3, &[json!(3)]).await.unwrap(), Some(3), "a worker that goes on for long may");
-    assert_eq!(read(&bus, &claimed, START).await, [(1, 3, json!(3))]);
+    sqlx::query("delete from public.agent_messages where id = $1").bind(gone.id).execute(bus.pool()).await.unwrap();
+    assert_eq!(bus.retain_partials(hour, 1).await.unwrap(), 1);
+    assert_eq!(emit(&bus, &long, 3, &[json!(3)]).await.unwrap(), Some(3), "a worker that goes on for long may");
+    assert_eq!(read(&bus, &long, START).await.len(), 3);
 }
 
 struct Stream {
@@ -271,17 +328,52 @@ async fn writer_learns_why_its_stream_ended() {
     assert_eq!(stream_of_lost.writer.flush().await, Err(PartialError::Lost));
     assert_eq!(stream_of_lost.writer.write(&json!(2)).await, Err(PartialError::Lost));
 
-    let refused = claimed(&bus).await;
-    let stream_of_refused = stream(&bus, &refused, PartialPace::default());
-    stream_of_refused.writer.write(&json!("nul\0")).await.unwrap();
-    let why = stream_of_refused.writer.close().await;
-    assert!(matches!(why, Err(PartialError::Refused(_))), "{why:?}");
-
-    let stopped = stream(&bus, &refused, PartialPace { flush_after: PATIENCE * 100, ..PartialPace::default() });
+    let held = claimed(&bus).await;
+    let stopped = stream(&bus, &held, PartialPace { flush_after: PATIENCE * 100, ..PartialPace::default() });
     stopped.writer.write(&json!(1)).await.unwrap();
     stopped.stop.cancel();
     timeout(PATIENCE, stopped.flushing).await.unwrap().unwrap();
     assert_eq!(stopped.writer.write(&json!(2)).now_or_never(), Some(Err(PartialError::Lost)));
+}
+
+/// So that all that is written goes as one batch.
+fn together() -> PartialPace {
+    PartialPace { flush_after: PATIENCE * 100, max_items: 1_000, max_bytes: usize::MAX }
+}
+
+#[tokio::test]
+async fn what_the_database_cannot_hold_is_refused_at_once_and_costs_no_other_part() {
+    let (bus, _database) = bus().await;
+    let claimed = claimed(&bus).await;
+    let stream = stream(&bus, &claimed, together());
+    // the second as text is a quarter of what is allowed
+    for (guilty, words) in [(json!(["nul\0"]), "\\u0000"), (json!(vec![1; 24_000]), "262144 bytes as jsonb")] {
+        stream.writer.write(&json!("before")).await.unwrap();
+        let refused = stream.writer.write(&guilty).await;
+        assert!(matches!(&refused, Err(PartialError::Refused(why)) if why.contains(words)), "{refused:?}");
+        stream.writer.write(&json!("after, and no \\u0000")).await.unwrap();
+    }
+    stream.writer.write(&json!(vec![1; 20_000])).await.unwrap();
+    timeout(PATIENCE, stream.writer.close()).await.unwrap().unwrap();
+    assert_eq!(read(&bus, &claimed, START).await.len(), 5);
+}
+
+#[tokio::test]
+async fn part_that_the_database_refuses_costs_no_other_of_its_batch_and_ends_the_stream() {
+    let (bus, _database) = bus().await;
+    let claimed = claimed(&bus).await;
+    let stream = stream(&bus, &claimed, together());
+    stream.writer.write(&json!(1)).await.unwrap();
+    stream.writer.flush().await.unwrap();
+    // room for small parts only
+    sqlx::query("update bus.partials set total_bytes = 8388608 - 1000").execute(bus.pool()).await.unwrap();
+    for part in [json!(2), json!("x".repeat(1_000)), json!(3)] {
+        stream.writer.write(&part).await.unwrap();
+    }
+    let why = timeout(PATIENCE, stream.writer.flush()).await.unwrap();
+    assert!(matches!(&why, Err(PartialError::Refused(why)) if why.contains("8 mib")), "{why:?}");
+    assert_eq!(stream.writer.write(&json!(4)).await, why);
+    assert_eq!(read(&bus, &claimed, START).await, [(1, 1, json!(1)), (1, 2, json!(2)), (1, 3, json!(3))]);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     foreign_workers::line::{Fault, Line},
-    support::{PATIENCE, ROUTE, bus, claim, claim_one, message},
+    support::{PATIENCE, ROUTE, bus, claim, claim_one, message, misplaced, until_somebody_waits_for_a_lock},
 };
 
 /// Takes the next message as soon as there is one.
@@ -209,6 +209,38 @@ async fn request_for_a_message_ends_with_its_time() {
     assert!(matches!(crossing, Err(RequestError::Bus(Error::Refused { .. }))), "{crossing:?}");
     let nobody = bus.request_for(uuid::Uuid::now_v7(), &inner, PATIENCE, &deaf).await;
     assert!(matches!(nobody, Err(RequestError::Bus(Error::NotFound { .. }))), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn request_that_waits_for_its_key_does_not_outlive_its_caller() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&NewMessage { ttl_ms: Some(600_000), ..message(json!({})) }).await.unwrap();
+    let caller = claim_one(&bus, "w").await;
+    let mut somebody = bus.pool().begin().await.unwrap();
+    let same = "select bus.enqueue('test', 'work', 'acme', '{}', idempotency_key => 'once')";
+    sqlx::query(same).execute(&mut *somebody).await.unwrap();
+    let asking = TaskTracker::new().spawn({
+        let (bus, caller) = (bus.clone(), caller.id);
+        let ask = r#"select id from bus.request('{"service": "test", "role": "work", "idempotency_key": "once"}', 3600000, 'me', $1)"#;
+        async move { sqlx::query_scalar::<_, uuid::Uuid>(ask).bind(caller).fetch_one(bus.pool()).await.unwrap() }
+    });
+    until_somebody_waits_for_a_lock(&bus, "bus.request").await;
+    // some time passes, by the clock that counts
+    sqlx::query("select pg_sleep(0.02)").execute(bus.pool()).await.unwrap();
+    somebody.rollback().await.unwrap();
+    let asked = asking.await.unwrap();
+    let ends_with_its_caller: bool = sqlx::query_scalar(
+        "select asked.expires_at <= caller.expires_at and asked.expires_at > caller.expires_at - interval '1 s'
+                and exists (select from bus.expiring e where e.id = asked.id and e.at = asked.expires_at)
+           from public.agent_messages asked, public.agent_messages caller where asked.id = $1 and caller.id = $2",
+    )
+    .bind(asked)
+    .bind(caller.id)
+    .fetch_one(bus.pool())
+    .await
+    .unwrap();
+    assert!(ends_with_its_caller);
+    assert_eq!(misplaced(&bus).await, 0);
 }
 
 #[tokio::test]

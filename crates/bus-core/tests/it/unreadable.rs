@@ -78,3 +78,11 @@ async fn answer_that_cannot_be_read_is_no_time_out() {
         is_told::<()>(Err(error), "bus.reply");
     }
 }
+
+#[tokio::test]
+async fn json_that_is_too_deep_for_the_database_is_refused_and_not_tried_again() {
+    let (bus, _database) = bus().await;
+    let deep = sqlx::query("select repeat('[', 1000000)::jsonb").execute(bus.pool()).await.unwrap_err();
+    let error = Error::from(deep);
+    assert!(matches!(error, Error::Refused { .. }) && !error.is_transient(), "{error:?}");
+}

@@ -50,6 +50,24 @@ async fn sending_wakes_the_route_and_a_watched_task() {
 }
 
 #[tokio::test]
+async fn message_that_is_handed_back_is_told_to_those_who_watch_its_task() {
+    let (bus, _database) = bus().await;
+    let root = bus.enqueue(&message(json!({}))).await.unwrap().id;
+    let claimed = claim_one(&bus, "w").await;
+    let mut hints = Hints::open(&bus).await;
+    bus.watch(root, "test", PATIENCE).await.unwrap();
+    assert_eq!(bus.release(&[claimed.fence()], "w").await.unwrap(), 1);
+    let other = NewMessage { route: Route::constant("test", "other"), ..message(json!({})) };
+    bus.enqueue(&other).await.unwrap();
+    let mut told = Vec::new();
+    while told.last() != Some(&Wake::Ready("test/other/0".to_owned())) {
+        told.push(hints.next().await);
+    }
+    assert!(told.contains(&Wake::Task(root)), "{told:?}");
+    hints.close().await;
+}
+
+#[tokio::test]
 async fn a_large_plain_batch_wakes_its_route() {
     let (bus, _database) = bus().await;
     let mut hints = Hints::open(&bus).await;

@@ -1,10 +1,11 @@
 //! The functions that make a foreign worker short.
 
 use cogo_bus_core::{Bus, Claimed};
+use cogo_contracts::NewMessage;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::support::{bus, claim_one, leases_to_pass, message};
+use crate::support::{bus, claim_one, delays_to_pass, leases_to_pass, message};
 
 async fn look(bus: &Bus, holder: &str, held: &Value, max_messages: i32) -> Value {
     sqlx::query_scalar("select bus.look('test', 'work', 0, $1, 'w', $2, $3, 30000, 15000)")
@@ -75,6 +76,18 @@ async fn look_without_a_free_hand_claims_nothing_and_returns_in_time_to_renew() 
     bus.enqueue(&message(json!({}))).await.unwrap();
     assert_eq!(look(&bus, "w#1", &held(&[&claimed]), 0).await, json!({"messages": [], "next_ms": 10_000}));
     assert_eq!(look(&bus, "w#2", &json!({}), 0).await, json!({"messages": [], "next_ms": 15_000}));
+}
+
+#[tokio::test]
+async fn what_is_due_and_locked_is_asked_for_ten_times_a_second_at_most() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&NewMessage { delay_ms: Some(3_600_000), ..message(json!({})) }).await.unwrap();
+    delays_to_pass(&bus).await;
+    let mut somebody = bus.pool().begin().await.unwrap();
+    sqlx::query("select from bus.delayed for update").execute(&mut *somebody).await.unwrap();
+    assert_eq!(look(&bus, "w#1", &json!({}), 1).await, json!({"messages": [], "next_ms": 100}));
+    somebody.rollback().await.unwrap();
+    assert_eq!(look(&bus, "w#1", &json!({}), 1).await["messages"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -139,6 +139,41 @@ async fn one_call_claims_ends_and_tells_what_is_over_and_may_be_said_again() {
     assert_eq!(code(&refused), "22023", "{refused}");
 }
 
+/// The wait that the next call answers, which comes when it was to, or before.
+async fn next_wait(bus: &Bus, worker: &mut Value, is_woken: bool) -> Value {
+    worker["look_at"] = json!(if is_woken { "2200-01-01T00:00:00Z" } else { "2000-01-01T00:00:00Z" });
+    *worker = next(worker, &work(bus, worker, &json!({})).await);
+    worker["next_ms"].clone()
+}
+
+#[tokio::test]
+async fn worker_without_work_looks_again_soon_and_then_ever_later() {
+    let (bus, _database) = bus().await;
+    let mut worker = next(&settings(), &work(&bus, &settings(), &json!({})).await);
+    for _ in 0..2 {
+        for wait_ms in [10, 40, 160, 640, 2_560, 10_240, 15_000, 15_000] {
+            assert_eq!(next_wait(&bus, &mut worker, false).await, wait_ms);
+        }
+        // a hint woke it, and others of the same moment may have been left out
+        for wait_ms in [10, 10] {
+            assert_eq!(next_wait(&bus, &mut worker, true).await, wait_ms);
+        }
+        assert_eq!(next_wait(&bus, &mut worker, false).await, 40);
+        bus.enqueue(&message(json!({}))).await.unwrap();
+        let answer = work(&bus, &worker, &json!({})).await;
+        worker = next(&worker, &answer);
+        let id = answer["messages"][0]["id"].as_str().unwrap();
+        // with no free hand it renews its lease, and does not look
+        let one_hand = next(&worker, &json!({"worker": {"concurrency": 1}}));
+        let held = json!({id: {"attempt": 1}});
+        assert_eq!(work(&bus, &one_hand, &held).await["worker"]["next_ms"], 10_000);
+        let held = json!({id: {"attempt": 1, "ending": {}}});
+        let ended = work(&bus, &worker, &held).await;
+        assert_eq!(ended["worker"]["next_ms"], 10);
+        worker = next(&worker, &json!({"worker": {"looks": 0}}));
+    }
+}
+
 /// The call in which something passing stands in the way of a completion.
 async fn settled_while_somebody_sends_the_same(bus: &Bus, said: &Value, key: &str) -> sqlx::Error {
     let mut other = bus.pool().begin().await.unwrap();
