@@ -78,6 +78,18 @@ impl Bus {
         rows.into_iter().map(DeadLetter::try_from).collect()
     }
 
+    /// How many dead letters there are, those that were replayed included; counts up to `at_most`.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn dead_letter_count(&self, at_most: u32) -> Result<u64, Error> {
+        let count: i64 = sqlx::query_scalar("select count(*) from (select from bus.dead_letters limit $1) as d")
+            .bind(i64::from(at_most))
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+
     /// One message as it stands, every column; none if there is none.
     ///
     /// # Errors

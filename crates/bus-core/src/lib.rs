@@ -38,8 +38,8 @@ pub use request::{Reply, RequestError};
 pub use rest::{Overdue, Traffic, overdue, traffic};
 pub use schedule::{Fired, InvalidSchedule, MissedRuns, NewSchedule, Schedule, ScheduleError};
 pub use stats::{
-    COUNT_CAP, Capped, FailureGroup, Load, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, StatusCounts,
-    StatusTotal, Summary, failures, load, recent_events, recent_messages, summary, totals,
+    COUNT_CAP, Capped, FailureGroup, Load, Percentiles, RecentMessage, RouteStats, SAMPLE_CAP, Standing, StatusCounts,
+    StatusTotal, Summary, failures, load, recent_events, recent_messages, standing, summary, totals,
 };
 pub use steering::{CountedBy, Limit, RouteSettings};
 pub use task::{Attempt, Outcome};

@@ -69,6 +69,7 @@ pub(crate) enum Command {
     Send(command::send::Send),
     Tail(command::tail::Tail),
     Trace(command::trace::Trace),
+    Cancel(command::cancel::Cancel),
     Dlq(command::dead_letters::DeadLetters),
     Schedule(command::schedule::Schedules),
     Schema(command::schema::Schemas),
@@ -127,7 +128,9 @@ mod tests {
             }
             leaves.push(path.to_owned());
         });
-        for expected in ["cogo up", "cogo dlq replay", "cogo bench idle", "cogo trace", "cogo tree", "cogo version"] {
+        for expected in
+            ["cogo up", "cogo dlq replay", "cogo bench idle", "cogo trace", "cogo tree", "cogo cancel", "cogo version"]
+        {
             assert!(leaves.iter().any(|leaf| leaf == expected), "{expected} is missing");
         }
     }

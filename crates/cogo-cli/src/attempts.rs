@@ -17,7 +17,9 @@ fn line(attempt: &Attempt, now: DateTime<Utc>) -> String {
     let held = held.map_or_else(|| "-".to_owned(), format::milliseconds);
     let holder = attempt.holder.as_deref().unwrap_or("-");
     let reason = attempt.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-    format!("#{:<3} {began:>12} {held:>10}  {:<13} {holder}{reason}", attempt.attempt, word(&attempt.outcome))
+    let line =
+        format!("#{:<3} {began:>12} {held:>10}  {:<13} {holder}{reason}", attempt.attempt, word(&attempt.outcome));
+    format::one_line(&line)
 }
 
 fn word(outcome: &str) -> &str {

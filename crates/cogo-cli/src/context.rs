@@ -9,7 +9,8 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::{
     arguments::Global,
-    failure::{Failure, about_file},
+    database_failure::ADDRESS_EXAMPLE,
+    failure::{Failure, Kind, about_file},
     fleet::{DatabaseReference, Home},
     output::Output,
 };
@@ -80,10 +81,17 @@ impl Context {
 
 /// Connections to this address, the first of which is made at once.
 pub(crate) async fn open(url: &str) -> Result<PgPool, Failure> {
+    // sqlx would take any scheme for its own
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(Failure::new(Kind::Usage, "DATABASE_URL is not an address of Postgres")
+            .cause("it begins with neither postgres:// nor postgresql://")
+            .hint(ADDRESS_EXAMPLE));
+    }
     let settings =
         PoolSettings { max_connections: 4, acquire_timeout: CONNECT_PATIENCE, ..PoolSettings::new(url, "cogo-cli") };
-    let pool = cogo_db::connect(&settings)
-        .map_err(|error| Failure::failed("DATABASE_URL is not an address of Postgres").because(&error))?;
+    let pool = cogo_db::connect(&settings).map_err(|error| {
+        Failure::new(Kind::Usage, "DATABASE_URL cannot be used").because(&error).hint(ADDRESS_EXAMPLE)
+    })?;
     // a pool would only say that it waited in vain, a connection says why
     let options = pool.connect_options();
     let probe = PgConnection::connect_with(&options);

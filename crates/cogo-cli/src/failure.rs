@@ -3,6 +3,10 @@
 use std::{error::Error, fmt::Write as _, io};
 
 use cogo_contracts::Problem;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::database_failure::{of_migration, of_statement, without_source_lines};
 
 /// What a script would tell apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +85,15 @@ impl Kind {
     }
 }
 
+/// A problem as it is told to programs.
+#[derive(Debug, Serialize)]
+pub(crate) struct ProblemWithId {
+    #[serde(flatten)]
+    problem: Problem,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+}
+
 /// Why a command did not do what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -88,11 +101,13 @@ pub(crate) struct Failure {
     what: String,
     cause: Option<String>,
     hint: Option<String>,
+    /// The message that was sent before it and goes on.
+    sent: Option<Uuid>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), cause: None, hint: None }
+        Self { kind, what: what.into(), cause: None, hint: None, sent: None }
     }
 
     pub(crate) fn failed(what: impl Into<String>) -> Self {
@@ -121,12 +136,18 @@ impl Failure {
     }
 
     /// The error and all that led to it.
-    pub(crate) fn because(self, error: &dyn Error) -> Self {
+    pub(crate) fn because(self, error: &(dyn Error + 'static)) -> Self {
         self.cause(chain(error))
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Keeps the id of a message that is on the bus all the same, for programs.
+    pub(crate) fn after_sending(mut self, id: Uuid) -> Self {
+        self.sent = Some(id);
         self
     }
 
@@ -156,15 +177,20 @@ impl Failure {
         }
     }
 
+    /// The same, with the id of what was sent.
+    pub(crate) fn problem_with_id(&self) -> ProblemWithId {
+        ProblemWithId { problem: self.problem(), id: self.sent }
+    }
+
     /// What another `cogo` told by [`problem`](Self::problem).
     pub(crate) fn from_problem(problem: Problem) -> Self {
         let kind = Kind::SHOWN.into_iter().find(|kind| kind.problem().0 == problem.code).unwrap_or(Kind::Failed);
-        Self { kind, what: problem.detail, cause: None, hint: problem.hint }
+        Self { kind, what: problem.detail, cause: None, hint: problem.hint, sent: None }
     }
 }
 
 /// An error with its causes on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -175,7 +201,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         }
         next = cause.source();
     }
-    cogo_telemetry::redacted(&text).into_owned()
+    cogo_telemetry::redacted(&without_source_lines(text, error)).into_owned()
 }
 
 impl From<cogo_bus_core::Error> for Failure {
@@ -185,7 +211,7 @@ impl From<cogo_bus_core::Error> for Failure {
             Bus::Refused { reason, .. } => Self::failed(format!("The bus refused the request: {reason}")),
             Bus::NotFound { reason } => Self::not_found(reason.clone()),
             Bus::Conflict { reason } => Self::conflict(reason.clone()),
-            Bus::Database(source) => database(source),
+            Bus::Database(source) => of_statement(source),
             Bus::Contract { .. } => Self::failed("A row is not of its contract").because(&error),
         }
     }
@@ -194,7 +220,7 @@ impl From<cogo_bus_core::Error> for Failure {
 impl From<cogo_registry_core::Error> for Failure {
     fn from(error: cogo_registry_core::Error) -> Self {
         match &error {
-            cogo_registry_core::Error::Database(source) => database(source),
+            cogo_registry_core::Error::Database(source) => of_statement(source),
             other => Self::failed("The registry could not be read").because(other),
         }
     }
@@ -203,8 +229,8 @@ impl From<cogo_registry_core::Error> for Failure {
 impl From<cogo_db::Error> for Failure {
     fn from(error: cogo_db::Error) -> Self {
         match &error {
-            cogo_db::Error::Database(source) => database(source),
-            migrate @ cogo_db::Error::Migrate(_) => Self::failed("The schema could not be brought up").because(migrate),
+            cogo_db::Error::Database(source) => of_statement(source),
+            cogo_db::Error::Migrate(source) => of_migration(source),
         }
     }
 }
@@ -217,28 +243,7 @@ impl From<cogo_pg_local::Error> for Failure {
 
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
-        database(&error)
-    }
-}
-
-/// A statement that did not work: the schema is missing, the password is wrong, or nobody answers.
-fn database(error: &sqlx::Error) -> Failure {
-    if matches!(error, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) {
-        return Failure::failed("The database answers something that cannot be read").because(error);
-    }
-    let code = error.as_database_error().and_then(|refusal| refusal.code()).unwrap_or_default().into_owned();
-    match code.as_str() {
-        // undefined table, function, schema
-        "42P01" | "42883" | "3F000" => Failure::conflict("The database has no schema of COGO, or an old one")
-            .because(error)
-            .hint("run `cogo migrate`"),
-        "28000" | "28P01" | "42501" => {
-            Failure::new(Kind::Auth, "The database does not let this user in").because(error)
-        }
-        "" => Failure::unavailable("The database does not answer")
-            .because(error)
-            .hint("start it with `cogo up`, or check DATABASE_URL; `cogo doctor` looks closer"),
-        _ => Failure::failed("The database refused a statement").because(error),
+        of_statement(&error)
     }
 }
 
@@ -259,6 +264,8 @@ pub(crate) fn about_file(action: &str, path: &std::path::Path) -> impl FnOnce(io
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -281,6 +288,14 @@ mod tests {
             let told = Failure::from_problem(Failure::new(kind, "what").cause("why").hint("how").problem());
             assert_eq!((told.kind, told.text().as_str()), (kind, "error: what: why\nhint: how"));
         }
+    }
+
+    #[test]
+    fn what_was_sent_before_a_failure_is_named_to_programs() {
+        let told = |failure: Failure| serde_json::to_value(failure.problem_with_id()).expect("it is plain data");
+        let object = told(Failure::new(Kind::Interrupted, "Interrupted").after_sending(Uuid::nil()));
+        assert_eq!((&object["code"], &object["id"]), (&json!("interrupted"), &json!(Uuid::nil())));
+        assert!(told(Failure::failed("x")).get("id").is_none());
     }
 
     #[test]

@@ -48,9 +48,19 @@ pub(crate) fn mebibytes(bytes: u64) -> f64 {
     (f64::from(kibibytes) / 1024.0 * 10.0).round() / 10.0
 }
 
+/// Text of a stranger without what would steer the terminal; its lines stay as they are.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars().filter(|character| matches!(character, '\t' | '\n') || !character.is_control()).collect()
+}
+
+/// The same on one line, so that it does not pass for several.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
 /// The first characters of one line; cut text ends with `…`.
 pub(crate) fn shortened(text: &str, width: usize) -> String {
-    let line: String = text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect();
+    let line = one_line(text);
     if line.chars().count() <= width {
         return line;
     }
@@ -92,5 +102,12 @@ mod tests {
         assert!((mebibytes(5 * 1024 * 1024 + 512 * 1024) - 5.5).abs() < f64::EPSILON);
         assert_eq!(shortened("äbcdef", 4), "äbc…");
         assert_eq!(shortened("a\nb", 10), "a b");
+    }
+
+    #[test]
+    fn control_characters_do_not_get_through() {
+        let hostile = "a\u{1b}[2Jb\r\u{7}\u{9b}c\n\td";
+        assert_eq!(harmless(hostile), "a[2Jbc\n\td");
+        assert_eq!(one_line(hostile), "a [2Jb   c  d");
     }
 }

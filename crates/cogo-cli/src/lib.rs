@@ -7,6 +7,7 @@ mod arguments;
 mod attempts;
 mod command;
 mod context;
+mod database_failure;
 mod failure;
 mod fleet;
 mod format;

@@ -10,8 +10,10 @@ use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::{failure::Failure, format};
 
+/// Codes of terminals for the looks, and the one that ends each.
+const LOOK_CODES: [&str; 6] = ["0", "1", "2", "31", "32", "33"];
 /// Width of lines that go to a file or another program.
 const WIDTH_WITHOUT_TERMINAL: usize = 100;
 
@@ -53,6 +55,20 @@ impl Paint {
             Look::Bad => "31",
         };
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+
+    /// The text without anything that would steer the terminal, save the looks that were painted.
+    fn only_looks(self, text: &str) -> String {
+        let is_look = |part: &str| LOOK_CODES.iter().any(|code| part.starts_with(&format!("[{code}m")));
+        let mut parts = text.split('\u{1b}');
+        let mut kept = format::harmless(parts.next().unwrap_or_default());
+        for part in parts {
+            if self.enabled && is_look(part) {
+                kept.push('\u{1b}');
+            }
+            kept.push_str(&format::harmless(part));
+        }
+        kept
     }
 }
 
@@ -102,23 +118,25 @@ impl Output {
         self.data(&text)
     }
 
-    /// The value for programs or the text for people.
+    /// The value for programs or the text for people, which may hold what strangers wrote.
     pub(crate) fn either(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
-        if self.json { self.value(value) } else { self.data(&text()) }
+        if self.json { self.value(value) } else { self.data(&self.paint.only_looks(&text())) }
     }
 
     /// Something for the person watching; nobody is hurt when it is lost.
     pub(crate) fn note(&self, text: &str) {
-        let _ = writeln!(io::stderr(), "{text}");
+        let _ = writeln!(io::stderr(), "{}", self.stderr_paint.only_looks(text));
     }
 
     pub(crate) fn failure(&self, failure: &Failure) {
         if self.json {
-            let problem = serde_json::to_string(&failure.problem()).unwrap_or_else(|_| failure.text());
-            self.note(&problem);
+            let problem = serde_json::to_string(&failure.problem_with_id()).unwrap_or_else(|_| failure.text());
+            // as [`Output::note`], but untouched
+            let _ = writeln!(io::stderr(), "{problem}");
             return;
         }
-        let text = failure.text();
+        // a cause may be the text of a worker
+        let text = format::harmless(&failure.text());
         match text.strip_prefix("error:") {
             Some(rest) => self.note(&format!("{}{rest}", self.stderr_paint.paint(Look::Bad, "error:"))),
             None => self.note(&text),
@@ -158,13 +176,13 @@ pub(crate) fn width() -> usize {
     named.or_else(measured).unwrap_or(WIDTH_WITHOUT_TERMINAL).clamp(40, 400)
 }
 
-/// Columns without lines between them; a head that starts with `>` is of numbers.
+/// Columns without lines between them; a head that starts with `>` is of numbers. Each cell is one line, whoever wrote it.
 pub(crate) fn table<const N: usize>(heads: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).force_no_tty();
     table.set_header(heads.map(|head| Cell::new(head.trim_start_matches('>').to_uppercase())));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| format::one_line(&cell)));
     }
     for (index, head) in heads.iter().enumerate() {
         if let Some(column) = table.column_mut(index) {
@@ -193,6 +211,16 @@ mod tests {
         assert!(!wants_colour(None, Some(OsString::from("0")), false));
         assert_eq!(Paint { enabled: true }.paint(Look::Bad, "x"), "\u{1b}[31mx\u{1b}[0m");
         assert_eq!(Paint::PLAIN.paint(Look::Bad, "x"), "x");
+    }
+
+    #[test]
+    fn text_for_people_steers_no_terminal() {
+        let enabled = Paint { enabled: true };
+        let hostile = "x\u{1b}]0;title\u{7}\u{1b}[2J\u{1b}[8m\n";
+        let painted = format!("{}{hostile}", enabled.paint(Look::Bad, "bad"));
+        assert_eq!(enabled.only_looks(&painted), "\u{1b}[31mbad\u{1b}[0mx]0;title[2J[8m\n");
+        assert_eq!(Paint::PLAIN.only_looks("a\u{1b}[31mb"), "a[31mb");
+        assert_eq!(table(["a", "b"], [["x\ny\u{1b}c".to_owned(), "z".to_owned()]]), "A      B\nx y c  z");
     }
 
     #[test]

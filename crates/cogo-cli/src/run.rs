@@ -2,10 +2,13 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser, error::ErrorKind};
+use clap::{
+    Parser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{
-    arguments::{Cli, Command},
+    arguments::{Cli, Command, definition},
     context::Context,
     failure::{Failure, Kind},
     output::Output,
@@ -16,7 +19,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return misunderstood(&arguments, &error),
+        Err(error) => return misunderstood(&arguments, error),
     };
     let output = Output::new(cli.global.json);
     let context = Context::new(output, &cli.global);
@@ -42,8 +45,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn obey(command: Command, context: &Context) -> Result<(), Failure> {
     // these are ended by a signal in good order, by themselves
-    let ends_itself =
-        matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_) | Command::Child(_));
+    let ends_itself = matches!(
+        command,
+        Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_) | Command::Child(_) | Command::Send(_)
+    );
     let work = Box::pin(dispatch(command, context));
     if ends_itself {
         return work.await;
@@ -72,6 +77,7 @@ async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {
         Command::Send(send) => Box::pin(send.run(context)).await,
         Command::Tail(tail) => Box::pin(tail.run(context)).await,
         Command::Trace(trace) => Box::pin(trace.run(context)).await,
+        Command::Cancel(cancel) => Box::pin(cancel.run(context)).await,
         Command::Dlq(dead_letters) => Box::pin(dead_letters.run(context)).await,
         Command::Schedule(schedules) => Box::pin(schedules.run(context)).await,
         Command::Schema(schemas) => Box::pin(schemas.run(context)).await,
@@ -100,7 +106,9 @@ fn ended(output: &Output, outcome: Result<(), Failure>) -> ExitCode {
 }
 
 /// Help and version are answers; everything else is wrong usage, in the form that the words ask for.
-fn misunderstood(arguments: &[OsString], error: &clap::Error) -> ExitCode {
+fn misunderstood(arguments: &[OsString], error: clap::Error) -> ExitCode {
+    let mut error = without_environment(arguments, error);
+    keep_to_the_public(&mut error);
     let is_answer = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let wants_json = arguments.iter().any(|argument| argument == "--json");
     if wants_json && !is_answer {
@@ -112,4 +120,66 @@ fn misunderstood(arguments: &[OsString], error: &clap::Error) -> ExitCode {
     // a closed pipe is the reader's choice
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+/// The same error as it reads without variables such as DATABASE_URL: clap shows their options as if they had been given, and
+/// so as if they had to be. One that only a variable causes stays as it is.
+fn without_environment(arguments: &[OsString], error: clap::Error) -> clap::Error {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return error;
+    }
+    forgetting_environment(definition()).try_get_matches_from(arguments).err().unwrap_or(error)
+}
+
+fn forgetting_environment(command: clap::Command) -> clap::Command {
+    command.mut_args(|argument| argument.env(None::<&'static str>)).mut_subcommands(forgetting_environment)
+}
+
+/// Takes out the commands that only COGO itself starts.
+fn keep_to_the_public(error: &mut clap::Error) {
+    let all = definition();
+    let hidden =
+        |name: &String| all.get_subcommands().any(|command| command.is_hide_set() && command.get_name() == name);
+    for kind in [ContextKind::ValidSubcommand, ContextKind::SuggestedSubcommand] {
+        if let Some(ContextValue::Strings(names)) = error.get(kind) {
+            let public: Vec<String> = names.iter().filter(|name| !hidden(name)).cloned().collect();
+            error.remove(kind);
+            if !public.is_empty() {
+                error.insert(kind, ContextValue::Strings(public));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the words are answered with, a variable for the database being set or not.
+    fn refusal(line: &str) -> String {
+        let arguments: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+        let error = Cli::try_parse_from(&arguments).expect_err(line);
+        let mut error = without_environment(&arguments, error);
+        keep_to_the_public(&mut error);
+        error.to_string()
+    }
+
+    #[test]
+    fn commands_of_cogo_itself_are_neither_listed_nor_suggested() {
+        let text = refusal("cogo --json");
+        assert!(text.contains("trace") && !text.contains("launch") && !text.contains("bench-worker"), "{text}");
+        let text = refusal("cogo launc");
+        assert!(text.contains("launc") && !text.contains("launch"), "{text}");
+        assert!(refusal("cogo trac").contains("trace"));
+    }
+
+    #[test]
+    fn a_limit_wants_one_of_its_numbers_and_a_burst_a_rate() {
+        let text = refusal("cogo route limit a/b");
+        assert!(["--running", "--rate", "--none"].iter().all(|name| text.contains(name)), "{text}");
+        let text = refusal("cogo route limit a/b --burst 3");
+        assert!(text.contains("--running <N>|--rate <PER_SECOND>|--none"), "{text}");
+        let text = refusal("cogo route limit a/b --running 1 --burst 3");
+        assert!(text.contains("not provided:\n  --rate <PER_SECOND>\n\n"), "{text}");
+    }
 }

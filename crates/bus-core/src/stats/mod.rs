@@ -14,6 +14,7 @@ use serde::Serialize;
 use sqlx::{PgPool, Postgres, Transaction};
 
 pub use lists::{FailureGroup, RecentMessage, failures, recent_events, recent_messages};
+pub use standing::{Standing, standing};
 
 use crate::Error;
 

@@ -1,23 +1,41 @@
 //! What is unfinished, by route: where it stands beside the messages tells more than their rows do.
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
-use crate::Error;
+use crate::{
+    Error,
+    stats::{COUNT_CAP, bounded},
+};
 
 /// Unfinished messages of one route.
-#[derive(Debug, sqlx::FromRow)]
-pub(super) struct Standing {
-    pub(super) service: String,
-    pub(super) role: String,
-    pub(super) shard: i32,
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Standing {
+    /// First part of the routing key.
+    pub service: String,
+    /// Second part.
+    pub role: String,
+    /// Third part.
+    pub shard: i32,
     /// Not owned by anybody, whatever they wait for.
-    pub(super) queued: i64,
+    pub queued: i64,
     /// Of these, those that wait for their time.
-    pub(super) delayed: i64,
+    pub delayed: i64,
     /// Owned, also where the message's row does not show it yet.
-    pub(super) claimed: i64,
+    pub claimed: i64,
     /// Seconds since the oldest claimable one was sent.
-    pub(super) oldest_age_s: Option<f64>,
+    pub oldest_age_s: Option<f64>,
+}
+
+/// Every route with unfinished messages, by name. Where more than [`COUNT_CAP`] wait or are claimed, counts are "at least".
+///
+/// # Errors
+/// As [`summary`](crate::summary).
+pub async fn standing(pool: &PgPool) -> Result<Vec<Standing>, Error> {
+    let mut snapshot = bounded(pool).await?;
+    let mut routes = by_route(&mut snapshot, COUNT_CAP).await?;
+    snapshot.commit().await?;
+    routes.sort_by(|one, other| (&one.service, &one.role, one.shard).cmp(&(&other.service, &other.role, other.shard)));
+    Ok(routes)
 }
 
 /// Each place is read up to `cap` rows, so that a count above it is "at least".

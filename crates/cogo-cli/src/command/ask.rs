@@ -138,7 +138,7 @@ fn with_task(reply: &ChatReply, id: Uuid, total_ms: f64) -> Result<Value, Failur
 }
 
 fn readable(output: &Output, reply: &ChatReply) -> String {
-    let mut text: String = reply.answer.trim().chars().filter(harmless).collect();
+    let mut text = format::harmless(reply.answer.trim());
     let mut gap = "\n\n";
     for (index, citation) in reply.citations.iter().enumerate() {
         // an extractive answer consists of the cited lines, which need not be shown twice
@@ -152,21 +152,15 @@ fn readable(output: &Output, reply: &ChatReply) -> String {
 
 fn cited(output: &Output, number: usize, citation: &Citation, shown: usize) -> String {
     let head = format!("[{number}] {}:{}-{}", citation.path, citation.start, citation.end);
-    let mut lines = vec![output.paint.paint(Look::Bold, &head)];
+    let mut lines = vec![output.paint.paint(Look::Bold, &format::one_line(&head))];
     let all = citation.text.lines().count();
     for line in citation.text.lines().take(shown) {
-        let line: String = line.chars().filter(harmless).collect();
-        lines.push(output.paint.paint(Look::Dim, &format!("    {line}")));
+        lines.push(output.paint.paint(Look::Dim, &format!("    {}", format::harmless(line))));
     }
     if shown > 0 && all > shown {
         lines.push(output.paint.paint(Look::Dim, &format!("    … {} more lines", all - shown)));
     }
     lines.join("\n")
-}
-
-/// Text of a stranger's file must not steer the terminal.
-fn harmless(character: &char) -> bool {
-    matches!(character, '\t' | '\n') || !character.is_control()
 }
 
 fn mode(mode: ChatMode) -> &'static str {

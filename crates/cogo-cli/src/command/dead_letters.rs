@@ -2,12 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use cogo_bus_core::{Attempt, FailureGroup, failures};
+use cogo_bus_core::{Attempt, Bus, COUNT_CAP, FailureGroup, failures};
 use cogo_contracts::Route;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{attempts, command::route::positive, context::Context, failure::Failure, format, output::table};
+
+/// Dead letters that `--grouped` looks at, as bus.failure_groups has it.
+const GROUPED: u32 = 10_000;
+/// What a cause has in place of ids and numbers, as bus.failure_groups puts it there.
+const PLACEHOLDERS: [&str; 3] = ["<n>", "<id>", "<hex>"];
 
 /// List, show and replay dead letters.
 #[derive(Debug, Args)]
@@ -40,7 +45,7 @@ enum Action {
     },
     /// Send dead letters again, each as a new message that points back.
     #[command(
-        after_help = "Examples:\n  cogo dlq replay 01999999-0000-7000-8000-000000000000\n  cogo dlq replay --all --rate 20\n  cogo dlq replay --route rag/embed --error \"timed out\"\n  cogo dlq replay --error \"Model % not found%\" --limit 100 --json"
+        after_help = "Examples:\n  cogo dlq replay 01999999-0000-7000-8000-000000000000\n  cogo dlq replay --all --rate 20\n  cogo dlq replay --route rag/embed --error \"timed out\"\n  cogo dlq replay --error \"Model <n> not found\" --limit 100 --json"
     )]
     Replay(Replay),
 }
@@ -56,7 +61,8 @@ struct Replay {
     /// Those of this route: service/role or service/role/shard.
     #[arg(long, conflicts_with = "ids")]
     route: Option<Route>,
-    /// Those whose reason contains this text; with % in it, those that it fits as a whole, % being any text.
+    /// Those whose reason contains this text. A cause of `cogo dlq ls --grouped` fits too: <n>, <id> and <hex> in it stand
+    /// for any text, all else for itself.
     #[arg(long, conflicts_with = "ids", value_name = "TEXT")]
     error: Option<String>,
     /// Start at most this many a second.
@@ -80,8 +86,14 @@ impl DeadLetters {
 }
 
 async fn list(context: &Context, limit: u32) -> Result<(), Failure> {
-    let letters = context.bus().await?.dead_letters(limit).await?;
-    if letters.is_empty() && !context.output.is_json() {
+    let bus = context.bus().await?;
+    let letters = bus.dead_letters(limit).await?;
+    if is_cut(letters.len(), limit) {
+        let counted = bus.dead_letter_count(u32::try_from(COUNT_CAP).unwrap_or(u32::MAX)).await?;
+        let at_least = if i64::try_from(counted).is_ok_and(|counted| counted >= COUNT_CAP) { "at least " } else { "" };
+        tell_cut(context, letters.len(), usize::try_from(counted).unwrap_or(usize::MAX), at_least);
+    }
+    if letters.is_empty() && limit > 0 && !context.output.is_json() {
         context.output.note("no dead letters");
         return Ok(());
     }
@@ -102,8 +114,14 @@ async fn list(context: &Context, limit: u32) -> Result<(), Failure> {
 }
 
 async fn list_groups(context: &Context, limit: u32) -> Result<(), Failure> {
-    let groups = failures(context.bus().await?.pool(), limit).await?;
-    if groups.is_empty() && !context.output.is_json() {
+    // all of them cost the database no more than the first ones
+    let mut groups = failures(context.bus().await?.pool(), GROUPED).await?;
+    let all = groups.len();
+    groups.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    if is_cut(groups.len(), limit) {
+        tell_cut(context, groups.len(), all, "");
+    }
+    if all == 0 && !context.output.is_json() {
         context.output.note("no dead letters");
         return Ok(());
     }
@@ -120,6 +138,18 @@ async fn list_groups(context: &Context, limit: u32) -> Result<(), Failure> {
         });
         table([">count", "route", "first (UTC)", "last (UTC)", "newest", "cause"], rows)
     })
+}
+
+/// Whether a list is as long as it may be, and so may not be all.
+fn is_cut(shown: usize, limit: u32) -> bool {
+    u32::try_from(shown).is_ok_and(|shown| shown >= limit)
+}
+
+/// Also where a program reads: a list does not show that it is not all.
+fn tell_cut(context: &Context, shown: usize, all: usize, at_least: &str) {
+    if shown < all {
+        context.output.note(&format!("{shown} of {at_least}{all}, --limit for more"));
+    }
 }
 
 async fn show(context: &Context, id: Uuid) -> Result<(), Failure> {
@@ -141,9 +171,11 @@ fn readable(message: &Value, history: &[Attempt]) -> String {
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     };
-    let payload = serde_json::to_string_pretty(&message["payload"]).unwrap_or_default();
+    let payload = format::harmless(&serde_json::to_string_pretty(&message["payload"]).unwrap_or_default());
     let fields = ["id", "root_id", "tenant", "attempts", "claimed_by", "created_at", "done_at", "error"];
-    let mut lines: Vec<String> = fields.iter().map(|key| format!("{key:<11} {}", text(key))).collect();
+    // further lines of an error must not pass for fields
+    let value = |key: &str| format::harmless(&text(key)).replace('\n', &format!("\n{:<12}", ""));
+    let mut lines: Vec<String> = fields.iter().map(|key| format!("{key:<11} {}", value(key))).collect();
     lines.insert(1, format!("{:<11} {}/{}/{}", "route", text("service"), text("role"), text("shard")));
     if !history.is_empty() {
         lines.push("history".to_owned());
@@ -166,7 +198,7 @@ async fn replay_these(context: &Context, ids: &[Uuid]) -> Result<(), Failure> {
 
 /// Replays all that fit in one transaction, spread over time.
 async fn replay_many(context: &Context, asked: &Replay) -> Result<(), Failure> {
-    let pattern = asked.error.as_ref().map(|text| if text.contains('%') { text.clone() } else { format!("%{text}%") });
+    let pattern = asked.error.as_deref().map(containing);
     let bus = context.bus().await?;
     let replayed = bus.replay_many(asked.route.as_ref(), pattern.as_deref(), asked.rate, asked.limit).await?;
     for one in &replayed {
@@ -176,14 +208,74 @@ async fn replay_many(context: &Context, asked: &Replay) -> Result<(), Failure> {
         return Ok(());
     }
     if replayed.is_empty() {
-        context.output.note("no dead letter to replay");
+        let nothing = nothing_to_replay(&bus, asked).await?;
+        context.output.note(&nothing);
     } else if u32::try_from(replayed.len()).is_ok_and(|count| count >= asked.limit) {
         context.output.note("there may be more; repeat it once these have run");
     }
     Ok(())
 }
 
+/// A pattern of SQL's `like` for reasons that contain this text, also if it is a cause of a group, cut by a table or not.
+fn containing(text: &str) -> String {
+    let mut pattern = "%".to_owned();
+    let mut rest = text.strip_suffix('…').unwrap_or(text);
+    while let Some(next) = rest.chars().next() {
+        if let Some(after) = PLACEHOLDERS.iter().find_map(|placeholder| rest.strip_prefix(placeholder)) {
+            pattern.push('%');
+            rest = after;
+            continue;
+        }
+        if matches!(next, '\\' | '%' | '_') {
+            pattern.push('\\');
+        }
+        pattern.push(next);
+        rest = &rest[next.len_utf8()..];
+    }
+    pattern.push('%');
+    pattern
+}
+
+/// Which of the filters left nothing.
+async fn nothing_to_replay(bus: &Bus, asked: &Replay) -> Result<String, Failure> {
+    if let Some(route) = &asked.route {
+        let groups = failures(bus.pool(), GROUPED).await?;
+        let is_of = |group: &FailureGroup| format!("{}/{}/{}", group.service, group.role, group.shard);
+        if !groups.iter().any(|group| is_of(group) == route.to_string()) {
+            return Ok(format!("no dead letter to replay: --route {route} fits none of the newest {GROUPED}"));
+        }
+    }
+    Ok(match (&asked.route, &asked.error) {
+        (None, None) => "no dead letter to replay".to_owned(),
+        (Some(route), None) => format!("no dead letter to replay: those of --route {route} were replayed before"),
+        (None, Some(error)) => {
+            format!("no dead letter to replay: --error {error:?} fits none that was not replayed before")
+        }
+        (Some(route), Some(error)) => format!(
+            "no dead letter to replay: --error {error:?} fits none of --route {route} that was not replayed before"
+        ),
+    })
+}
+
 pub(crate) fn no_such_message(id: Uuid) -> Failure {
     Failure::not_found(format!("There is no message {id}"))
         .hint("finished tasks are removed after their retention time")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_stands_for_itself_and_a_placeholder_for_anything() {
+        for (text, pattern) in [
+            ("timed out", "%timed out%"),
+            (r"100%_of C:\temp", r"%100\%\_of C:\\temp%"),
+            ("it-failed on host <n>", "%it-failed on host %%"),
+            ("<id> is gone, <hex> and <name>", "%% is gone, % and <name>%"),
+            ("a long caus…", "%a long caus%"),
+        ] {
+            assert_eq!(containing(text), pattern);
+        }
+    }
 }

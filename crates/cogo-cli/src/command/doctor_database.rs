@@ -30,14 +30,19 @@ pub(crate) async fn look(context: &Context) -> Vec<Finding> {
     };
     let pool = match open(&url).await {
         Ok(pool) => pool,
-        Err(failure) => return vec![Finding::fail(NAME, plain(&failure), "check that it runs, and DATABASE_URL")],
+        Err(failure) => return vec![failed(NAME, &failure, "check that it runs, and DATABASE_URL")],
     };
     let mut findings = Vec::new();
     for finding in [version(&pool).await, schema(&pool).await, clock(&pool).await, connections(&pool).await] {
-        findings
-            .push(finding.unwrap_or_else(|failure| Finding::fail(NAME, plain(&failure), "see the log of Postgres")));
+        findings.push(finding.unwrap_or_else(|failure| failed(NAME, &failure, "see the log of Postgres")));
     }
     findings
+}
+
+/// With the hint of the failure, or else with this one.
+fn failed(name: &'static str, failure: &Failure, hint: &str) -> Finding {
+    let problem = failure.problem();
+    Finding::fail(name, problem.detail, problem.hint.unwrap_or_else(|| hint.to_owned()))
 }
 
 fn plain(failure: &Failure) -> String {

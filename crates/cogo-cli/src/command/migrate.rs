@@ -6,7 +6,11 @@ use clap::Args;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::{context::Context, failure::Failure};
+use crate::{
+    context::Context,
+    database_failure::needs_the_owner,
+    failure::{Failure, Kind},
+};
 
 /// Apply the pending migrations and say which.
 #[derive(Debug, Args)]
@@ -16,7 +20,7 @@ pub(crate) struct Migrate {}
 impl Migrate {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
         let pool = context.pool().await?;
-        let before = applied(&pool).await?;
+        let before = applied(&pool).await.map_err(of_owner)?;
         let spinner = context.output.spinner("migrating");
         cogo_db::migrate(&pool).await?;
         spinner.finish_and_clear();
@@ -43,6 +47,10 @@ impl Migrate {
             lines.join("\n")
         })
     }
+}
+
+fn of_owner(failure: Failure) -> Failure {
+    if failure.kind == Kind::Auth { needs_the_owner(failure) } else { failure }
 }
 
 /// Versions in the database, oldest first.

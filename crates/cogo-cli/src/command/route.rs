@@ -3,15 +3,20 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use cogo_bus_core::{Bus, CountedBy, Limit, RouteSettings};
-use cogo_contracts::Route;
+use cogo_bus_core::{Bus, CountedBy, Limit, RouteSettings, totals};
+use cogo_contracts::{Route, Tenant};
 
-use crate::{context::Context, failure::Failure, output::table};
+use crate::{
+    command::route_list::list,
+    context::Context,
+    failure::{Failure, Kind},
+    output::table,
+};
 
 /// Who the bus notes as having changed a route.
 const ACTOR: &str = "cogo route";
 
-/// Steer routes of the bus: pause, drain, limit them, or show how they are set.
+/// Steer routes of the bus: pause, drain, limit them, or show how they are set and how much waits.
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true)]
 pub(crate) struct Routes {
@@ -21,8 +26,11 @@ pub(crate) struct Routes {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the routes that were ever steered, with their limits.
-    #[command(visible_alias = "ls", after_help = "Examples:\n  cogo route list\n  cogo route list --json")]
+    /// List the routes with unfinished messages and those that were ever steered: how much waits and runs, and their limits.
+    #[command(
+        visible_alias = "ls",
+        after_help = "DELAYED wait for their time, WAITING for anything else: a worker, others of their group, or answers. OLDEST is the age of the oldest message that could be claimed. `queued` of --json counts both.\n\nExamples:\n  cogo route list\n  cogo route list --json"
+    )]
     List,
     /// Let nothing of a route start; what runs goes on, and senders notice nothing.
     #[command(after_help = "Examples:\n  cogo route pause rag/embed\n  cogo route pause gateway/chat/1 --json")]
@@ -61,6 +69,7 @@ struct Named {
 }
 
 #[derive(Debug, Args)]
+#[group(id = "number", required = true, multiple = true, args = ["running", "rate", "none"])]
 struct SetLimit {
     #[command(flatten)]
     named: Named,
@@ -71,7 +80,7 @@ struct SetLimit {
     #[arg(long, value_name = "NAME")]
     subject: Option<String>,
     /// At most this many run at once; 0 lets none start.
-    #[arg(long, value_name = "N", required_unless_present_any = ["rate", "none"], value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=i64::from(i32::MAX)))]
     running: Option<u32>,
     /// At most this many start in a second.
     #[arg(long, value_name = "PER_SECOND", value_parser = positive)]
@@ -106,9 +115,13 @@ impl From<By> for CountedBy {
 
 impl Routes {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
+        if let Action::Limit(limit) = &self.action {
+            limit.check_subject()?;
+        }
         let bus = context.bus().await?;
+        let steered = bus.routes().await?;
         let route = match self.action {
-            Action::List => return list(context, &bus).await,
+            Action::List => return list(context, &bus, steered).await,
             Action::Pause(Named { route }) => {
                 bus.pause_route(&route, ACTOR).await?;
                 route
@@ -134,11 +147,32 @@ impl Routes {
                 route
             }
         };
-        told(context, &bus, &route).await
+        told(context, &bus, &route).await?;
+        if steered.iter().all(|settings| settings.route != route) && is_unused(&bus, &route).await {
+            context.output.note(&format!(
+                "nothing is known of {route} yet: no message of it is there, and it was never steered before; \
+                 `cogo route list` shows those in use"
+            ));
+        }
+        Ok(())
     }
 }
 
 impl SetLimit {
+    /// A subject that no message has would limit nothing.
+    fn check_subject(&self) -> Result<(), Failure> {
+        let Some(subject) = &self.subject else { return Ok(()) };
+        let refused = |what: String| Err(Failure::new(Kind::Usage, what));
+        match self.by {
+            By::Route => refused("--subject is for --by tenant and --by key; a route has no subject".to_owned()),
+            By::Tenant if Tenant::new(subject).is_err() => refused(format!("{subject:?} is no tenant")),
+            By::Key if !is_key_of_tenant(subject) => {
+                refused(format!("{subject:?} is no key of a tenant; it is written tenant/key, such as acme/gpu"))
+            }
+            By::Tenant | By::Key => Ok(()),
+        }
+    }
+
     fn limit(&self) -> Limit {
         Limit {
             counted_by: self.by.into(),
@@ -158,13 +192,15 @@ pub(crate) fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-async fn list(context: &Context, bus: &Bus) -> Result<(), Failure> {
-    let routes = bus.routes().await?;
-    if routes.is_empty() && !context.output.is_json() {
-        context.output.note("every route has the default settings");
-        return Ok(());
-    }
-    context.output.either(&routes, || rows(&routes))
+/// Such as `acme/gpu`; the key may hold anything, also a slash.
+fn is_key_of_tenant(subject: &str) -> bool {
+    subject.split_once('/').is_some_and(|(tenant, key)| Tenant::new(tenant).is_ok() && !key.is_empty())
+}
+
+/// Whether no message for this service and role is there; a database too busy to say is no reason to worry anybody.
+async fn is_unused(bus: &Bus, route: &Route) -> bool {
+    let of_route = |service: &str, role: &str| service == route.service() && role == route.role();
+    totals(bus.pool()).await.is_ok_and(|totals| !totals.iter().any(|total| of_route(&total.service, &total.role)))
 }
 
 /// The route as it is set now.
@@ -179,25 +215,30 @@ fn rows(routes: &[RouteSettings]) -> String {
     let rows = routes.iter().map(|settings| {
         [
             settings.route.to_string(),
-            state(settings).to_owned(),
+            state(settings.paused, settings.draining).to_owned(),
             settings.aging_ms.to_string(),
-            if settings.limits.is_empty() {
-                "-".to_owned()
-            } else {
-                settings.limits.iter().map(in_words).collect::<Vec<_>>().join(", ")
-            },
+            limits_in_words(&settings.limits),
         ]
     });
     table(["route", "state", ">aging ms", "limits"], rows)
 }
 
-const fn state(settings: &RouteSettings) -> &'static str {
-    match (settings.paused, settings.draining) {
+/// How a route that is set like this is called.
+pub(super) const fn state(paused: bool, draining: bool) -> &'static str {
+    match (paused, draining) {
         (true, true) => "paused, draining",
         (true, false) => "paused",
         (false, true) => "draining",
         (false, false) => "open",
     }
+}
+
+/// All limits of a route in one cell.
+pub(super) fn limits_in_words(limits: &[Limit]) -> String {
+    if limits.is_empty() {
+        return "-".to_owned();
+    }
+    limits.iter().map(in_words).collect::<Vec<_>>().join(", ")
 }
 
 /// Such as `tenant acme: 4 at once, 2.5/s burst 10`.

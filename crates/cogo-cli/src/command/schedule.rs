@@ -54,7 +54,8 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Named {
-    /// Name of the schedule.
+    /// Name of the schedule: letters, digits, `_`, `.` and `-`, a letter or digit first, at most 100.
+    #[arg(value_parser = schedule_name)]
     name: String,
     /// Whose schedule it is.
     #[arg(long, default_value = "default")]
@@ -103,9 +104,23 @@ enum Missed {
     /// They are not sent.
     Skip,
     /// One message for all of them.
+    #[value(alias = "run_once")]
     RunOnce,
     /// Each is sent, oldest first.
+    #[value(alias = "run_all")]
     RunAll,
+}
+
+/// A name as the table of schedules takes it.
+fn schedule_name(text: &str) -> Result<String, String> {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let valid =
+        text.len() <= 100 && text.starts_with(|first: char| first.is_ascii_alphanumeric()) && text.bytes().all(legal);
+    if valid {
+        return Ok(text.to_owned());
+    }
+    Err("a name consists of letters, digits, `_`, `.` and `-`, begins with a letter or digit, and has at most 100"
+        .to_owned())
 }
 
 impl From<Missed> for MissedRuns {

@@ -1,12 +1,13 @@
 //! `cogo send`: puts one message on the bus.
 
-use std::{io::Read, time::Duration};
+use std::{cell::Cell, io::Read, time::Duration};
 
 use clap::Args;
-use cogo_bus_core::Enqueued;
+use cogo_bus_core::{Bus, Enqueued};
 use cogo_contracts::{NewMessage, Route, Tenant};
 use cogo_registry_core::{NotChecked, Registry, SchemaRegistry};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::{
     context::Context,
@@ -55,22 +56,42 @@ pub(crate) struct Send {
 
 impl Send {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        let mut message = self.message()?;
+        // standard input is read before anything listens to signals, so that they end it as ever
+        let message = self.message()?;
+        let sent = Cell::new(None);
+        tokio::select! {
+            outcome = Box::pin(self.send(context, message, &sent)) => outcome,
+            _ = tokio::signal::ctrl_c() => Err(interrupted(sent.get())),
+        }
+    }
+
+    /// Notes the id as soon as the message stands.
+    async fn send(
+        &self,
+        context: &Context,
+        mut message: NewMessage,
+        noted: &Cell<Option<Uuid>>,
+    ) -> Result<(), Failure> {
         let bus = context.bus().await?;
         let schemas = SchemaRegistry::new(&Registry::new(bus.pool().clone()));
         schemas.stamp(&mut message).await.map_err(not_checked)?;
         let sent = bus.enqueue(&message).await?;
+        noted.set(Some(sent.id));
         if !self.wait {
             return tell(context, &sent);
         }
         if !context.output.is_json() {
             context.output.note(&format!("sent {}", sent.id));
         }
+        self.wait(context, &bus, &sent).await.map_err(|failure| failure.after_sending(sent.id))
+    }
+
+    async fn wait(&self, context: &Context, bus: &Bus, sent: &Enqueued) -> Result<(), Failure> {
         // under a known key the first message may be a step of another task
         let row = bus.message(sent.id).await?.unwrap_or_default();
         let root = row["root_id"].as_str().and_then(|root| root.parse().ok()).unwrap_or(sent.id);
         let spinner = context.output.spinner("waiting for the task");
-        let ended = wait_for_end(&bus, root, Duration::from_secs(self.timeout)).await;
+        let ended = wait_for_end(bus, root, Duration::from_secs(self.timeout)).await;
         spinner.finish_and_clear();
         let task = require_done(ended?)?;
         let result = task.result.clone().unwrap_or_default();
@@ -105,6 +126,14 @@ impl Send {
             ..NewMessage::new(route, Some(self.tenant.clone()), payload)
         })
     }
+}
+
+/// Breaking off the wait does not take back what was sent.
+fn interrupted(sent: Option<Uuid>) -> Failure {
+    let Some(id) = sent else { return Failure::new(Kind::Interrupted, "Interrupted") };
+    Failure::new(Kind::Interrupted, format!("Interrupted; message {id} was sent and goes on"))
+        .hint(format!("`cogo trace {id} --json` has its result once it is done, `cogo cancel {id}` takes it back"))
+        .after_sending(id)
 }
 
 /// What would be refused where it is claimed is not sent, as at the front door.

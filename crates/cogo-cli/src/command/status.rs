@@ -183,15 +183,24 @@ fn readable(output: &Output, report: &Report) -> String {
 
 fn database_lines(database: &DatabaseReport) -> String {
     let kind = if database.embedded { "embedded" } else { "external" };
+    // of the embedded one it is said below that nothing is up
+    let error = database.error.as_deref().filter(|_| !database.embedded || database.reachable);
+    let indent = format!("\n{:<10}", "");
+    let error = error.map_or_else(String::new, |error| {
+        format!("{indent}{}", error.strip_prefix("error: ").unwrap_or(error).replace('\n', &indent))
+    });
     if !database.reachable {
-        return format!("postgres  {kind}, not reachable");
+        return format!("postgres  {kind}, not reachable{error}");
     }
     let version = database.version.as_deref().unwrap_or("unknown");
     let place = database.port.map_or_else(String::new, |port| format!(", port {port}"));
     let pid = database.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
-    let schema = database.schema.unwrap_or(0);
-    let fits = if database.schema_fits { "" } else { ", too old: run `cogo migrate`" };
-    let mut lines = vec![format!("postgres  {kind} {version}{place}{pid}"), format!("schema    {schema}{fits}")];
+    let schema = match (database.schema, database.schema_fits) {
+        (Some(version), true) => version.to_string(),
+        (Some(version), false) => format!("{version}, too old: run `cogo migrate`"),
+        (None, _) => "could not be read".to_owned(),
+    };
+    let mut lines = vec![format!("postgres  {kind} {version}{place}{pid}"), format!("schema    {schema}{error}")];
     if let Some(counts) = database.messages {
         lines.push(format!(
             "messages  {} queued, {} claimed, {} done, {} failed, {} cancelled",

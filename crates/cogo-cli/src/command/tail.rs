@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
+    command::event_kinds,
     context::Context,
     failure::Failure,
     format,
@@ -26,14 +27,14 @@ const OVERLAP: i64 = 500;
 /// Follow the audit events of the bus until interrupted.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  cogo tail\n  cogo tail --kind execute_failed --kind message_failed\n  cogo tail --task 01999999-0000-7000-8000-000000000000 --no-follow --json"
+    after_help = format!("Kinds, to which services may add their own:\n{}\n\nExamples:\n  cogo tail\n  cogo tail --kind execute_failed --kind message_failed\n  cogo tail --task 01999999-0000-7000-8000-000000000000 --no-follow --json", event_kinds::in_words())
 )]
 pub(crate) struct Tail {
     /// Only events of this task.
     #[arg(long, value_name = "ID")]
     task: Option<Uuid>,
-    /// Only events of this kind; may be repeated.
-    #[arg(long, value_name = "KIND")]
+    /// Only events of this kind, see below; may be repeated.
+    #[arg(long, value_name = "KIND", value_parser = event_kinds::parse)]
     kind: Vec<String>,
     /// Begin with this many past events; all of them with --task.
     #[arg(long, value_name = "N", default_value_t = 10)]
@@ -54,6 +55,7 @@ impl Tail {
 
     async fn follow(&self, context: &Context) -> Result<(), Failure> {
         let bus = context.bus().await?;
+        self.tell_unknown_kinds(context, &bus).await?;
         let stop = CancellationToken::new();
         let _stop_at_end = stop.clone().drop_guard();
         let wakeups = WakeUps::default();
@@ -77,6 +79,19 @@ impl Tail {
             while hints.try_recv().is_ok() {}
             while self.show_fresh(context, &bus, &mut seen).await? {}
         }
+    }
+
+    /// A service may write kinds of its own, so one that nobody has seen is no error.
+    async fn tell_unknown_kinds(&self, context: &Context, bus: &Bus) -> Result<(), Failure> {
+        for kind in self.kind.iter().filter(|kind| !event_kinds::is_known(kind)) {
+            if recent_events(bus.pool(), None, Some(kind), 1).await?.is_empty() {
+                context.output.note(&format!(
+                    "there is no event of kind {kind}, and COGO itself writes none; it writes\n{}",
+                    event_kinds::in_words()
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Shows one page of what is new; true if there may be more at once.
@@ -159,8 +174,8 @@ fn show(context: &Context, event: &Event) -> Result<(), Failure> {
 
 fn line(event: &Event, paint: Paint) -> String {
     let look = match event.kind.as_str() {
-        "execute_failed" | "message_failed" | "agent_died" => Some(Look::Bad),
-        "execute_retry" | "lease_expired" | "agent_suspected" => Some(Look::Warning),
+        "execute_failed" | "message_failed" | "agent_dead" => Some(Look::Bad),
+        "execute_retry" | "lease_expired" | "agent_suspect" => Some(Look::Warning),
         "execute_done" => Some(Look::Good),
         _ => None,
     };
@@ -178,7 +193,7 @@ fn line(event: &Event, paint: Paint) -> String {
         other => other.to_string(),
     };
     let time = paint.paint(Look::Dim, &event.at.format("%H:%M:%S%.3f").to_string());
-    format!("{time} {kind} {route} {task} {}", format::shortened(&detail, 160))
+    format!("{time} {kind} {} {task} {}", format::one_line(route), format::shortened(&detail, 160))
 }
 
 fn plain(value: &serde_json::Value) -> String {

@@ -105,11 +105,89 @@ async fn many_dead_letters_are_replayed_by_route_reason_or_all_each_once() {
         ended.stdout.lines().count()
     };
     assert_eq!(replayed(&["--route", "rag/embed", "--error", "timed out", "--rate", "0.5"]).await, 1);
-    assert_eq!(replayed(&["--error", "tree%"]).await, 0, "a pattern fits as a whole");
-    assert_eq!(replayed(&["--error", "%tree", "--json"]).await, 2);
+    assert_eq!(replayed(&["--error", "%tree"]).await, 0, "a text stands for itself");
+    assert_eq!(replayed(&["--error", "such tree", "--json"]).await, 2);
     assert_eq!(replayed(&["--all", "--limit", "1"]).await, 1);
     assert_eq!(replayed(&["--all"]).await, 1);
     assert_eq!(replayed(&["--all"]).await, 0);
     cogo.run(&["dlq", "replay"]).await.expect(2);
     cogo.run(&["dlq", "replay", "--all", "--rate", "0"]).await.expect(2);
+}
+
+#[tokio::test]
+async fn reasons_are_taken_literally_and_causes_of_groups_find_what_they_stand_for() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    for reason in ["it-failed on host 17", "it-failed on host 4", "disk 100% full", "disk 100 km full", "a_b", "axb"] {
+        cogo.run(&["send", "rag", "embed"]).await.expect(0);
+        give_up(&bus, &claim_next(&bus, &routes::EMBED).await, reason).await;
+    }
+    let replayed = async |arguments: &[&str]| {
+        let ended = cogo.run(&[&["dlq", "replay"], arguments].concat()).await.expect(0);
+        (ended.stdout.lines().count(), ended.stderr.trim().to_owned())
+    };
+    assert_eq!(replayed(&["--error", "100%"]).await.0, 1);
+    assert_eq!(replayed(&["--error", "a_b"]).await.0, 1);
+    let groups = cogo.run(&["dlq", "ls", "--grouped"]).await.expect(0).stdout;
+    assert!(groups.contains("it-failed on host <n>"), "{groups}");
+    assert_eq!(replayed(&["--error", "it-failed on host <n>"]).await.0, 2);
+
+    let (none, told) = replayed(&["--error", "it-failed on host <n>", "--route", "rag/embed"]).await;
+    assert!(none == 0 && told.contains("--error \"it-failed on host <n>\"") && told.contains("rag/embed/0"), "{told}");
+    let (none, told) = replayed(&["--error", "axb", "--route", "gateway/chat"]).await;
+    assert!(none == 0 && told.contains("--route gateway/chat/0") && !told.contains("--error"), "{told}");
+}
+
+#[tokio::test]
+async fn a_list_that_is_cut_says_so() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    for reason in ["no such tree", "no such file", "no such host"] {
+        cogo.run(&["send", "rag", "embed"]).await.expect(0);
+        give_up(&bus, &claim_next(&bus, &routes::EMBED).await, reason).await;
+    }
+    for list in [&["dlq", "ls"][..], &["dlq", "ls", "--json"], &["dlq", "ls", "--grouped"]] {
+        let cut = cogo.run(&[list, &["--limit", "2"]].concat()).await.expect(0);
+        assert_eq!(cut.stderr.trim(), "2 of 3, --limit for more", "{cut:?}");
+        let whole = cogo.run(&[list, &["--limit", "3"]].concat()).await.expect(0);
+        assert_eq!(whole.stderr, "", "{whole:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_words_of_a_worker_do_not_steer_the_terminal() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let bus = Bus::new(database.pool.clone());
+    let hostile = "bad\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\nid          forged\r";
+    let id = cogo.run(&["send", "rag", "embed"]).await.expect(0).stdout;
+    give_up(&bus, &claim_next(&bus, &routes::EMBED).await, hostile).await;
+    for words in [
+        &["dlq", "show", id.trim()][..],
+        &["dlq", "ls"],
+        &["dlq", "ls", "--grouped"],
+        &["trace", id.trim()],
+        &["tail", "--no-follow"],
+    ] {
+        let told = cogo.run(words).await.expect(0).stdout;
+        assert!(told.contains("bad"), "{words:?}: {told}");
+        let steers = |character: char| character.is_control() && character != '\n';
+        assert!(!told.contains(steers), "{words:?}: {told:?}");
+        assert!(!told.contains("\nid          forged"), "{words:?}: {told}");
+    }
+    let exact = cogo.run(&["dlq", "show", id.trim(), "--json"]).await.expect(0).json();
+    assert_eq!(exact["error"], hostile);
+
+    let arguments = ["send", "rag", "embed", "--wait"];
+    let given_up = async { give_up(&bus, &claim_next(&bus, &routes::EMBED).await, hostile).await };
+    let (ended, ()) = tokio::join!(cogo.run(&arguments), given_up);
+    let told = ended.expect(1).stderr;
+    assert!(told.contains("bad") && !told.contains('\u{1b}') && !told.contains('\u{9b}'), "{told:?}");
+    let done =
+        async { complete(&bus, &claim_next(&bus, &routes::EMBED).await, serde_json::json!({"a": "\u{9b}2J"})).await };
+    let (ended, ()) = tokio::join!(cogo.run(&arguments), done);
+    let told = ended.expect(0).stdout;
+    assert!(told.contains("\"2J\"") && !told.contains('\u{9b}'), "{told:?}");
 }

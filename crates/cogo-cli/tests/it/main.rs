@@ -4,6 +4,7 @@
 
 mod bad_lists;
 mod benches;
+mod cancelling;
 mod chaos;
 mod children;
 mod configuring;

@@ -60,5 +60,17 @@ async fn schedule_that_would_never_fire_is_wrong_usage() {
         assert_eq!(refused.problem()["code"], "usage", "{cron} {zone}");
     }
     cogo.run(&["schedule", "add", "x", "0 0 * * *", "test", "ping", "--data", "[]"]).await.expect(2);
-    cogo.run(&["schedule", "add", "a b", "0 0 * * *", "test", "ping"]).await.expect(1);
+    let unnamed = cogo.run(&["schedule", "add", "a b", "0 0 * * *", "test", "ping"]).await.expect(2);
+    assert!(unnamed.stderr.contains("letters, digits"), "{unnamed:?}");
+}
+
+#[tokio::test]
+async fn the_policy_for_missed_runs_is_taken_as_it_is_listed() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    for policy in ["run-all", "run_all", "run_once", "skip"] {
+        cogo.run(&["schedule", "add", "x", "0 0 * * *", "test", "ping", "--missed", policy]).await.expect(0);
+        let listed = cogo.run(&["schedule", "list", "--json"]).await.expect(0).json();
+        assert_eq!(listed[0]["missed"], policy.replace('-', "_"));
+    }
 }

@@ -21,6 +21,23 @@ async fn migrate_says_what_it_applied_and_does_nothing_twice() {
 }
 
 #[tokio::test]
+async fn a_build_that_is_older_than_the_schema_says_so() {
+    let database = cogo_test_support::database().await;
+    sqlx::query(
+        "insert into public._sqlx_migrations (version, description, success, checksum, execution_time)
+         values (29991231000000, 'of a later build', true, '', 0)",
+    )
+    .execute(&database.pool)
+    .await
+    .unwrap();
+    let cogo = Cogo::on(&database.url);
+    let refused = cogo.run(&["migrate"]).await.expect(4).stderr;
+    assert!(refused.contains("older than the schema") && refused.contains("newer cogo"), "{refused}");
+    // it works all the same
+    cogo.run(&["send", "rag", "embed"]).await.expect(0);
+}
+
+#[tokio::test]
 async fn doctor_judges_the_database() {
     let database = cogo_test_support::database().await;
     let report = Cogo::on(&database.url).run(&["doctor", "--json"]).await.json();

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
-use crate::support::{Cogo, PATIENCE, claim_next, complete, ended, give_up};
+use crate::support::{Cogo, PATIENCE, claim_next, complete, ended, eventually, give_up};
 
 #[tokio::test]
 async fn a_message_is_sent_as_described_and_once_per_key() {
@@ -91,7 +91,65 @@ async fn waiting_ends_with_the_result_the_reason_or_the_time() {
     assert!(ended.expect(1).problem()["detail"].as_str().unwrap().contains("no such tree"));
 
     let ended = cogo.run(&["send", "rag", "embed", "--wait", "--timeout", "1", "--json"]).await.expect(6);
-    assert_eq!(ended.problem()["code"], "timeout");
+    let problem = ended.problem();
+    assert_eq!(problem["code"], "timeout");
+    assert!(problem["detail"].as_str().unwrap().contains(problem["id"].as_str().unwrap()), "{problem}");
+}
+
+#[tokio::test]
+async fn breaking_off_the_wait_tells_what_was_sent() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let interrupted = async |arguments: &[&str]| {
+        let child = cogo.command(arguments).spawn().unwrap();
+        // the wait has begun once it is noted who waits
+        eventually("somebody waits", async || {
+            let waits = sqlx::query_scalar("select exists (select from bus.watchers)");
+            waits.fetch_one(&database.pool).await.unwrap()
+        })
+        .await;
+        let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        kill_process(pid, Signal::INT).unwrap();
+        let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+        sqlx::query("delete from bus.watchers").execute(&database.pool).await.unwrap();
+        ended(output).expect(130)
+    };
+    let newest = async || {
+        let id: uuid::Uuid = sqlx::query_scalar("select id from public.agent_messages order by id desc limit 1")
+            .fetch_one(&database.pool)
+            .await
+            .unwrap();
+        id.to_string()
+    };
+    let problem = interrupted(&["send", "rag", "embed", "--wait", "--json"]).await.problem();
+    let id = newest().await;
+    assert_eq!((&problem["code"], &problem["id"]), (&json!("interrupted"), &json!(id)));
+    assert!(problem["hint"].as_str().unwrap().contains(&format!("cogo trace {id}")), "{problem}");
+
+    let told = interrupted(&["send", "rag", "embed", "--wait"]).await.stderr;
+    let id = newest().await;
+    assert!(told.contains(&format!("message {id} was sent and goes on")), "{told}");
+    assert!(told.contains(&format!("`cogo trace {id} --json`")), "{told}");
+}
+
+#[tokio::test]
+async fn kinds_that_nobody_writes_are_told_with_those_that_there_are() {
+    let database = cogo_test_support::database().await;
+    let cogo = Cogo::on(&database.url);
+    let tail = async |kind: &str| cogo.run(&["tail", "--no-follow", "--kind", kind]).await;
+    let typo = tail("message_fialed").await.expect(0);
+    assert!(typo.stderr.contains("message_fialed") && typo.stderr.contains("message_failed"), "{typo:?}");
+    assert_eq!(tail("message_failed").await.expect(0).stderr, "");
+    tail("Message").await.expect(2);
+    // services may have kinds of their own
+    sqlx::query("insert into public.bus_events (kind, tenant) values ('mail_sent', 'acme')")
+        .execute(&database.pool)
+        .await
+        .unwrap();
+    let own = tail("mail_sent").await.expect(0);
+    assert!(own.stdout.contains("mail_sent") && own.stderr.is_empty(), "{own:?}");
+    let help = cogo.run(&["tail", "--help"]).await.expect(0).stdout;
+    assert!(help.contains("lease_expired") && help.contains("agent_dead"), "{help}");
 }
 
 #[tokio::test]

@@ -51,6 +51,38 @@ async fn a_dead_database_is_named_without_its_password() {
 }
 
 #[tokio::test]
+async fn an_address_that_leads_nowhere_is_told_with_what_to_do() {
+    let database = cogo_test_support::empty_database().await;
+    let mut url = reqwest::Url::parse(&database.url).unwrap();
+    url.set_path("no_such_database");
+    let missing = Cogo::on(url.as_str()).run(&["dlq", "ls"]).await.expect(7).stderr;
+    assert!(missing.contains("`createdb no_such_database`") && !missing.contains("at line"), "{missing}");
+    let status = Cogo::on(url.as_str()).run(&["status"]).await.expect(7).stdout;
+    assert!(status.contains("createdb no_such_database"), "{status}");
+
+    url.set_username("nobody_of_that_name").unwrap();
+    let stranger = Cogo::on(url.as_str()).run(&["dlq", "ls"]).await.expect(5).stderr;
+    assert!(stranger.contains("DATABASE_URL") && !stranger.contains("at line"), "{stranger}");
+
+    for address in ["mysql://a@127.0.0.1/x", "cogo", "postgres://a@:x"] {
+        let refused = Cogo::on(address).run(&["dlq", "ls"]).await.expect(2).stderr;
+        assert!(refused.contains("postgres://user:password@host:5432/cogo"), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn usage_does_not_ask_for_what_a_variable_gives() {
+    let cogo = Cogo::on("postgres://127.0.0.1:1/cogo");
+    for words in [&["dlq", "show", "x"][..], &["dlq", "show"], &["trace"]] {
+        let told = cogo.run(words).await.expect(2).stderr;
+        assert!(!told.contains("--database-url"), "{told}");
+    }
+    let mut bare = cogo.command(&[]);
+    let told = ended(bare.output().await.unwrap()).expect(2).stderr;
+    assert!(!told.contains("bench-worker") && !told.contains("launch"), "{told}");
+}
+
+#[tokio::test]
 async fn a_front_door_that_is_not_there_is_exit_7() {
     let cogo = Cogo::without_database();
     let ended = cogo.run(&["ask", "why?", "--url", "http://127.0.0.1:1", "--json"]).await.expect(7);
