@@ -19,7 +19,7 @@ async def call(function, *values, writes=None, patience=int(os.environ.get("PATI
             if not isinstance(answer, dict) or answer.get("status") != "pending": return answer
         except (psycopg.OperationalError, TimeoutError) as error:
             if (getattr(error, "sqlstate", None) or "08")[:2] not in ("08", "40", "53", "57"): raise
-            if not tries: print(f"{function}, again until it works: {error or repr(error)}", file=sys.stderr)
+            if not tries: print(f"{function}, again until it works: {str(error) or repr(error)}", file=sys.stderr)
         await asyncio.sleep(0.05 * 2 ** min(tries, 4))
 
 async def run(handle, message):

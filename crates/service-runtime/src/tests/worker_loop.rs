@@ -49,7 +49,8 @@ async fn ttl_ends_what_is_running_and_what_is_late_is_not_started() {
     let reason = |task: Task| task.error.unwrap();
     let (unstarted, begun) =
         ("time to live passed before it was started", "time to live passed while it was worked on");
-    let late = running.send_with("answer", |message| message.ttl_ms = Some(0)).await;
+    let to_be_late = |message: &mut NewMessage| (message.ttl_ms, message.delay_ms) = (Some(1), Some(3_600_000));
+    let late = running.send_with("answer", to_be_late).await;
     assert_eq!(reason(running.ended(late).await), unstarted);
     assert_eq!(running.handler.calls.load(Ordering::SeqCst), 0);
     // on a machine that stands still its time may pass before anybody begins with it
