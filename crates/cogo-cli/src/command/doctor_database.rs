@@ -1,4 +1,4 @@
-//! What `cogo doctor` looks at in the database: reach, version, schema, clock, room for connections.
+//! What `cogo doctor` looks at in the database: reach, version, schema, clock, room for connections and notifications.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +20,8 @@ use crate::{
 const NOTABLE_SKEW_MS: f64 = 1000.0;
 /// A fleet holds up to eight for each of its processes.
 const COMFORTABLE_CONNECTIONS: i64 = 120;
+/// Share of the queue of notifications that is seldom in use. When it is full, every commit with one fails.
+const COMFORTABLE_NOTIFICATIONS: f64 = 0.1;
 
 /// Looks as far as it can see; what it cannot reach it says once.
 pub(crate) async fn look(context: &Context) -> Vec<Finding> {
@@ -33,7 +35,14 @@ pub(crate) async fn look(context: &Context) -> Vec<Finding> {
         Err(failure) => return vec![failed(NAME, &failure, "check that it runs, and DATABASE_URL")],
     };
     let mut findings = Vec::new();
-    for finding in [version(&pool).await, schema(&pool).await, clock(&pool).await, connections(&pool).await] {
+    let looks = [
+        version(&pool).await,
+        schema(&pool).await,
+        clock(&pool).await,
+        connections(&pool).await,
+        notifications(&pool).await,
+    ];
+    for finding in looks {
         findings.push(finding.unwrap_or_else(|failure| failed(NAME, &failure, "see the log of Postgres")));
     }
     findings
@@ -106,4 +115,30 @@ async fn connections(pool: &PgPool) -> Result<Finding, Failure> {
             format!("raise max_connections to {COMFORTABLE_CONNECTIONS}, or lower COGO_MAX_CONNECTIONS"),
         )
     })
+}
+
+async fn notifications(pool: &PgPool) -> Result<Finding, Failure> {
+    Ok(of_queue(sqlx::query_scalar("select pg_notification_queue_usage()").fetch_one(pool).await?))
+}
+
+fn of_queue(used: f64) -> Finding {
+    const NAME: &str = "notifications";
+    let detail = format!("{:.0} % of their queue in use", used * 100.0);
+    if used < COMFORTABLE_NOTIFICATIONS {
+        return Finding::ok(NAME, detail);
+    }
+    let hint = "end the session that listens and stays in its transaction, before sending fails: select pid, xact_start, \
+                query from pg_stat_activity where xact_start is not null order by xact_start";
+    Finding::warn(NAME, detail, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_of_notifications_that_fills_is_told_before_it_is_full() {
+        assert_eq!(of_queue(0.0).hint, None);
+        assert!(of_queue(0.2).hint.is_some_and(|hint| hint.contains("pg_stat_activity")));
+    }
 }
