@@ -66,7 +66,11 @@ begin
                         and l.lease_until > clock_timestamp() and h.id = any (l.ids)
                         and l.attempts[array_position(l.ids, h.id)] = h.attempt);
   left_over := rest is not null;
-  if left_over and settled > 0 then
+  -- what has a later lease is counted by that claim first
+  if left_over and settled > 0
+    and not exists (select from bus.claims c
+                      join bus.claims l on l.holder = c.holder and l.claim <> c.claim and not l.limited and l.ids && c.ids
+                     where c.holder = holder_of and c.claim = claim_of and c.limited) then
     update bus.claims c set ids = rest, attempts = rest_attempts, remaining = cardinality(rest), version = c.version + 1
      where c.holder = holder_of and c.claim = claim_of;
   end if;
@@ -224,13 +228,12 @@ comment on function bus.share(text, text) is
   'Where messages of a tenant stand, on a route that has limits by key those of each key: 14 bits are of the tenant, so that all its keys have one turn.';
 
 create function bus.shares_around(
-  lane bigint, turn integer, keyed boolean, out shares integer[], out others integer[], out of_tenant integer[], out tenants integer,
+  lane bigint, turn integer, keyed boolean, most integer, out shares integer[], out others integer[], out of_tenant integer[], out tenants integer,
   out is_all boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  most constant integer := 256;
   ends integer[] := '{}';
   last integer := shares_around.turn | 262143;
   each integer;
@@ -256,26 +259,28 @@ begin
   end loop;
   tenants := cardinality(ends);
   is_all := tenants < most;
-  each := most / greatest(tenants, 1);
+  each := 256 / greatest(tenants, 1);
   shares := '{}';
   others := '{}';
   of_tenant := '{}';
   foreach last in array ends loop
     -- its keys in turn as well, from anywhere
-    from_share := last - (random() * 262143)::integer;
+    from_share := last - (random() * 262142)::integer;
     its := bus.shares_between(shares_around.lane, from_share, last, each);
     if cardinality(its) < each then
       its := its || bus.shares_between(shares_around.lane, last - 262143, from_share - 1, each - cardinality(its));
     end if;
     is_all := is_all and cardinality(its) < each;
+    -- else those behind a wide gap would come first most of the time
+    its := array(select k from unnest(its) as k order by random());
     shares := shares || its;
     others := others || array(select n from generate_series(cardinality(its), 1, -1) as n);
     of_tenant := of_tenant || array_fill(cardinality(its), array[cardinality(its)]);
   end loop;
 end
 $$;
-comment on function bus.shares_around(bigint, integer, boolean) is
-  'Whose turn it is after another: shares, tenant by tenant, and for each how many are left of its tenant, with it, and how many that has; how many tenants, and whether there are no more.';
+comment on function bus.shares_around(bigint, integer, boolean, integer) is
+  'Whose turn it is after another, of so many tenants at most: shares, tenant by tenant, and for each how many are left of its tenant, with it, and how many that has; how many tenants, and whether there are no more.';
 
 create function bus.shares_between(lane bigint, lowest integer, highest integer, most integer) returns integer[]
 language plpgsql stable
@@ -299,7 +304,7 @@ $$;
 comment on function bus.shares_between(bigint, integer, integer, integer) is 'The first shares of a lane in this range.';
 
 revoke all on function bus.share(text, text) from public, anon, authenticated;
-revoke all on function bus.shares_around(bigint, integer, boolean) from public, anon, authenticated;
+revoke all on function bus.shares_around(bigint, integer, boolean, integer) from public, anon, authenticated;
 revoke all on function bus.shares_between(bigint, integer, integer, integer) from public, anon, authenticated;
 
 -- as before; the keys of a tenant have one turn
@@ -508,8 +513,8 @@ begin
   foreach from_lane in array case when direct = settings.lane then array[direct] else array[direct, settings.lane] end loop
     loop
       before := cardinality(ids);
-      -- more shares than are wanted, as limits may close some of them
-      around := bus.shares_around(from_lane, turn, settings.keyed);
+      -- more than are wanted, as limits may close some of them
+      around := bus.shares_around(from_lane, turn, settings.keyed, case when round = 0 then least(256, 4 * most) else 256 end);
       shares := around.shares;
       tenants := around.tenants;
       for i in 1..cardinality(shares) loop
@@ -519,6 +524,7 @@ begin
           tenants := tenants - 1;
         end if;
         part := ceil(its_part::numeric / around.others[i]);
+        continue when part <= 0;
         turn := shares[i];
         -- one tenant, and one key where keys are limited; more only of what was sent before the limit was set
         for deep in 0..1 loop

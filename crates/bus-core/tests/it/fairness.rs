@@ -137,3 +137,34 @@ async fn keys_of_a_tenant_have_one_turn_together() {
         left -= got;
     }
 }
+
+#[tokio::test]
+async fn keys_of_a_tenant_have_their_turns_whatever_they_hash_to() {
+    let (bus, database) = bus().await;
+    let limit = cogo_bus_core::Limit {
+        counted_by: cogo_bus_core::CountedBy::Key,
+        subject: None,
+        max_running: Some(1000),
+        per_second: None,
+        burst: None,
+    };
+    bus.set_limit(&crate::support::ROUTE, &limit, "test").await.unwrap();
+    let keys = ["github", "gmail", "jira", "notion", "slack"];
+    let mut messages = of("acme", 1000);
+    for (number, message) in messages.iter_mut().enumerate() {
+        message.limit_key = Some(keys[number % keys.len()].to_owned());
+    }
+    bus.enqueue_many(&messages).await.unwrap();
+    let bus = one_session(&database).await;
+    for _ in 0..200 {
+        claim_one(&bus, "w").await;
+    }
+    let served: Vec<(String, i64)> = sqlx::query_as(
+        "select limit_key, count(*) from public.agent_messages where status = 'claimed' group by 1 order by 1",
+    )
+    .fetch_all(bus.pool())
+    .await
+    .unwrap();
+    // 40 each; as few as 10 is a matter of once in millions of runs
+    assert!(served.len() == keys.len() && served.iter().all(|(_, count)| *count >= 10), "{served:?}");
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, CountedBy, Limit};
+use cogo_bus_core::{Bus, Completion, CountedBy, Limit};
 use cogo_contracts::{NewMessage, Tenant};
 use serde_json::json;
 use sqlx::postgres::PgListener;
@@ -211,4 +211,32 @@ async fn limits_that_would_never_hold_are_refused_in_words() {
         assert_eq!(refused.code().as_deref(), Some("22023"), "{wrong}: {refused}");
         assert!(refused.message().contains(words), "{wrong}: {refused}");
     }
+}
+
+#[tokio::test]
+async fn slot_of_what_was_extended_beside_a_completion_is_counted_when_its_claim_is_taken_back() {
+    let (bus, _database) = bus().await;
+    bus.set_limit(&ROUTE, &limit(CountedBy::Route, None, Some(3), None), "test").await.unwrap();
+    // for a minute after a limit was set, claims from before it are looked for
+    run(&bus, "delete from bus.unsettled").await;
+    bus.enqueue_many(&numbered(10)).await.unwrap();
+    let held = claim(&bus, "w", 3).await;
+    let mut completing = bus.pool().begin().await.unwrap();
+    assert!(Bus::complete_in(&mut completing, &held[0].fence(), "w", &Completion::default()).await.unwrap());
+    let extended = bus.extend(&[held[2].fence()], "w", PATIENCE).await.unwrap();
+    assert_eq!(extended.len(), 1);
+    completing.rollback().await.unwrap();
+    let mut keeper = bus.pool().begin().await.unwrap();
+    sqlx::query("select from public.agent_messages where id = $1 for share")
+        .bind(held[1].id)
+        .execute(&mut *keeper)
+        .await
+        .unwrap();
+    run(&bus, "update bus.claims set lease_until = clock_timestamp() where limited").await;
+    bus.reclaim(100).await.unwrap();
+    let mut running = claim(&bus, "w2", 10).await.len();
+    keeper.rollback().await.unwrap();
+    bus.reclaim(100).await.unwrap();
+    running += claim(&bus, "w2", 10).await.len();
+    assert_eq!(running, 2, "beside the one that was extended");
 }

@@ -30,6 +30,7 @@ mod reading;
 mod requests;
 mod rest;
 mod retention;
+mod retention_looks;
 mod schedules;
 mod schedules_apart;
 mod schema;

@@ -11,13 +11,13 @@ use uuid::{Builder, Uuid};
 use crate::support::{PATIENCE, ROUTE, bus, claim, claim_one, message, until_somebody_waits_for_a_lock};
 
 /// The part of the day before today, and an id of that day for each number.
-struct Yesterday {
+pub(crate) struct Yesterday {
     part: String,
-    noon_ms: i64,
+    pub(crate) noon_ms: i64,
 }
 
 impl Yesterday {
-    async fn of(bus: &Bus) -> Self {
+    pub(crate) async fn of(bus: &Bus) -> Self {
         let (part, noon_ms): (String, i64) = sqlx::query_as(
             "select 'bus.messages_' || to_char(day, 'YYYYMMDD'),
                     (extract(epoch from (day + interval '12 hours') at time zone 'UTC') * 1000)::bigint
@@ -32,15 +32,15 @@ impl Yesterday {
         Self { part, noon_ms }
     }
 
-    fn id(&self, number: u8) -> Uuid {
+    pub(crate) fn id(&self, number: u8) -> Uuid {
         Builder::from_unix_timestamp_millis(self.noon_ms.unsigned_abs(), &[number; 10]).into_uuid()
     }
 
-    fn message(&self, number: u8) -> NewMessage {
+    pub(crate) fn message(&self, number: u8) -> NewMessage {
         NewMessage { id: Some(self.id(number)), ..message(json!({"number": number})) }
     }
 
-    async fn stands(&self, bus: &Bus) -> bool {
+    pub(crate) async fn stands(&self, bus: &Bus) -> bool {
         sqlx::query_scalar("select to_regclass($1) is not null").bind(&self.part).fetch_one(bus.pool()).await.unwrap()
     }
 }
@@ -61,7 +61,7 @@ async fn drop_until(bus: &Bus, until_ms: i64) -> i64 {
     .unwrap()
 }
 
-async fn complete_all(bus: &Bus, follow_ups: Vec<NewMessage>) {
+pub(crate) async fn complete_all(bus: &Bus, follow_ups: Vec<NewMessage>) {
     for claimed in claim(bus, "w", 100).await {
         let completion = Completion { follow_ups: follow_ups.clone(), ..Completion::default() };
         assert!(bus.complete(&claimed.fence(), "w", &completion).await.unwrap());
@@ -344,88 +344,4 @@ async fn retention_keeps_for_an_interval() {
         let refused = sqlx::query(sqlx::AssertSqlSafe(retain)).execute(bus.pool()).await.unwrap_err();
         assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("22023"), "{keep}");
     }
-}
-
-#[tokio::test]
-async fn day_of_which_a_part_is_old_waits_to_go_as_a_whole() {
-    let (bus, _database) = bus().await;
-    let yesterday = Yesterday::of(&bus).await;
-    bus.enqueue(&yesterday.message(1)).await.unwrap();
-    complete_all(&bus, Vec::new()).await;
-    // as old as the day can be
-    sqlx::query(
-        "update public.agent_messages set id = bus.first_id(day), root_id = bus.first_id(day), done_at = day
-           from (select date_trunc('day', clock_timestamp() - interval '1 day', 'UTC') as day) as of_then",
-    )
-    .execute(bus.pool())
-    .await
-    .unwrap();
-    assert_eq!(bus.retain(Duration::from_hours(24), 10).await.unwrap(), 0);
-    assert!(yesterday.stands(&bus).await);
-}
-
-#[tokio::test]
-async fn day_that_has_changed_since_it_was_looked_through_stays() {
-    let changes = [
-        "insert into public.agent_messages (id, service, role, tenant, payload)
-         values ($2, 'test', 'work', 'acme', '{}')",
-        "insert into public.agent_messages (root_id, service, role, tenant, payload)
-         select $1, 'test', 'work', 'acme', '{}' where $2 is distinct from $1",
-        "update public.agent_messages set status = 'queued', done_at = null where id = $1 and $2 is distinct from $1",
-    ];
-    for change in changes {
-        let (bus, _database) = bus().await;
-        let yesterday = Yesterday::of(&bus).await;
-        bus.enqueue(&yesterday.message(1)).await.unwrap();
-        complete_all(&bus, Vec::new()).await;
-        let mut retention = bus.pool().acquire().await.unwrap();
-        sqlx::raw_sql(
-            "create temp table looked as
-             select d.*, cutoff from clock_timestamp() as cutoff, bus.day_to_drop(cutoff) as d where d.part is not null",
-        )
-        .execute(&mut *retention)
-        .await
-        .unwrap();
-        sqlx::query(change).bind(yesterday.id(1)).bind(yesterday.id(2)).execute(bus.pool()).await.unwrap();
-        let removed: i64 =
-            sqlx::query_scalar("select bus.drop_day(part, day, rows_there, guests, cutoff) from pg_temp.looked")
-                .fetch_one(&mut *retention)
-                .await
-                .unwrap();
-        assert_eq!(removed, 0, "{change}");
-        assert!(yesterday.stands(&bus).await, "{change}");
-    }
-}
-
-#[tokio::test]
-async fn day_with_a_step_of_a_task_that_has_just_gone_on_stays() {
-    let (bus, _database) = bus().await;
-    let yesterday = Yesterday::of(&bus).await;
-    let before =
-        Builder::from_unix_timestamp_millis(yesterday.noon_ms.unsigned_abs() - 86_400_000, &[1; 10]).into_uuid();
-    bus.enqueue(&NewMessage { id: Some(before), ..message(json!({})) }).await.unwrap();
-    complete_all(&bus, vec![NewMessage { id: Some(yesterday.id(1)), ..NewMessage::new(ROUTE, None, json!({})) }]).await;
-    complete_all(&bus, Vec::new()).await;
-    let mut retention = bus.pool().acquire().await.unwrap();
-    sqlx::raw_sql(
-        "create temp table looked as
-         select d.*, cutoff from clock_timestamp() as cutoff, bus.day_to_drop(cutoff) as d where d.part is not null",
-    )
-    .execute(&mut *retention)
-    .await
-    .unwrap();
-    let drop = "select bus.drop_day(part, day, rows_there, guests, cutoff) from pg_temp.looked";
-    sqlx::query("insert into public.agent_messages (root_id, service, role, tenant, payload) values ($1, 'test', 'work', 'acme', '{}')")
-        .bind(before)
-        .execute(bus.pool())
-        .await
-        .unwrap();
-    assert_eq!(sqlx::query_scalar::<_, i64>(drop).fetch_one(&mut *retention).await.unwrap(), 0);
-    complete_all(&bus, Vec::new()).await;
-    sqlx::query("update public.agent_messages set done_at = (select cutoff from pg_temp.looked) - interval '1 second'")
-        .execute(&mut *retention)
-        .await
-        .unwrap();
-    sqlx::query("delete from bus.touched").execute(&mut *retention).await.unwrap();
-    assert_eq!(sqlx::query_scalar::<_, i64>(drop).fetch_one(&mut *retention).await.unwrap(), 1);
 }
