@@ -6,7 +6,9 @@ use cogo_bus_core::{Bus, ClaimRequest, Error};
 use cogo_contracts::NewMessage;
 use serde_json::json;
 
-use crate::support::{LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, delays_to_pass, message, numbered};
+use crate::support::{
+    LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, delays_to_pass, message, numbered, times_to_live_to_pass,
+};
 
 #[tokio::test]
 async fn two_workers_never_hold_one_message() {
@@ -60,8 +62,9 @@ async fn delayed_message_waits_and_tells_how_long() {
 async fn message_whose_ttl_passed_is_never_started() {
     let (bus, _database) = bus().await;
     let mut short = message(json!({}));
-    short.ttl_ms = Some(0);
+    short.ttl_ms = Some(60_000);
     let id = bus.enqueue(&short).await.unwrap().id;
+    times_to_live_to_pass(&bus).await;
     assert!(claim(&bus, "w", 10).await.is_empty());
     let dead = bus.dead_letters(10).await.unwrap();
     assert_eq!((dead[0].id, dead[0].attempts), (id, 0));
@@ -134,8 +137,9 @@ async fn group_goes_on_after_every_kind_of_end() {
     for one in &mut messages {
         one.group_key = Some("account-1".to_owned());
     }
-    messages[3].ttl_ms = Some(0);
+    messages[3].ttl_ms = Some(60_000);
     let sent = bus.enqueue_many(&messages).await.unwrap();
+    times_to_live_to_pass(&bus).await;
     let next = async |number: u32| {
         let mut batch = claim(&bus, "w", 10).await;
         assert_eq!(batch.len(), 1);

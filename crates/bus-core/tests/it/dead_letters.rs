@@ -74,6 +74,17 @@ async fn many_are_replayed_oldest_first_and_spread_over_time() {
 }
 
 #[tokio::test]
+async fn route_without_its_shard_is_that_of_shard_0() {
+    let (bus, _database) = bus().await;
+    let dead = dead_letter(&bus).await;
+    for (route, expected) in [("test/work/1", None), ("work", None), ("test/work", Some(dead))] {
+        let replay = "select dead_letter from bus.replay_many($1)";
+        let replayed: Option<Uuid> = sqlx::query_scalar(replay).bind(route).fetch_optional(bus.pool()).await.unwrap();
+        assert_eq!(replayed, expected, "{route}");
+    }
+}
+
+#[tokio::test]
 async fn rate_of_replays_is_a_number() {
     let (bus, _database) = bus().await;
     for rate in ["0", "-1", "NaN", "Infinity"] {

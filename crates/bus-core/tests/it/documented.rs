@@ -186,6 +186,20 @@ async fn everything_that_the_manual_names_in_the_schema_exists() {
     assert!(named.len() > 30, "only {} names were found", named.len());
 }
 
+#[tokio::test]
+async fn table_of_the_fields_of_a_message_has_all_of_them() {
+    let (bus, _database) = bus().await;
+    let refused = sqlx::query("select bus.enqueue_many('[{\"none\": 1}]')").execute(bus.pool()).await.unwrap_err();
+    let told = refused.as_database_error().unwrap().message().to_owned();
+    let fields: BTreeSet<_> = told.split_once("a message has ").unwrap().1.split(", ").collect();
+    let rows = MANUAL.lines().skip_while(|line| !line.starts_with("| field of")).skip(2);
+    let table: BTreeSet<_> = rows
+        .take_while(|line| line.starts_with('|'))
+        .flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .collect();
+    assert_eq!(table, fields);
+}
+
 /// What the manual shows of `enqueue_in`.
 async fn order(
     bus: &Bus,
