@@ -49,9 +49,11 @@ async fn a_bench_of_the_bus_ends_with_one_object_and_compares_with_its_peers() {
     for key in ["enqueue_per_s", "drain_per_s", "mixed_per_s", "ping_p50_ms", "ping_p99_ms", "limit_ratio"] {
         assert!(last[key].as_f64().is_some_and(|figure| figure > 0.0), "{key}: {last}");
     }
-    for key in ["drain_runtime_per_s", "drain_bare_beside_per_s", "runtime_own_us"] {
+    for key in ["drain_runtime_per_s", "drain_bare_beside_per_s"] {
         assert!(last[key].as_f64().is_some_and(|figure| figure > 0.0), "{key}: {last}");
     }
+    // of so few messages it may be less than the clock of the processor tells
+    assert!(last["runtime_own_us"].as_f64().is_some_and(|figure| figure >= 0.0), "{last}");
     assert!(last["runtime_cost"].as_f64().is_some_and(|share| share < 1.0), "{last}");
     assert_eq!((last["lost"].as_i64(), last["duplicated"].as_i64()), (Some(0), Some(0)), "{last}");
     let of = |name: &str| last["peers"].as_array().unwrap().iter().find(|peer| peer["peer"] == name).unwrap();
