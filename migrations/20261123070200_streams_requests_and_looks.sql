@@ -28,9 +28,14 @@ comment on function bus.retain_partials(interval, integer)
 -- as before; what an earlier attempt had is void once another begins, though that has no part yet
 create or replace function bus.partials_after(ids uuid[], attempts smallint[], seqs integer[], max_rows integer default 1000)
 returns table (message_id uuid, attempt smallint, seq integer, at timestamptz, content jsonb)
-language sql stable security definer
+language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 as $$
+#variable_conflict use_column
+begin
+  -- planned once for a session, as it looks through the parts of all days
+  return query
   select p.message_id, p.attempt, p.seq, p.at, p.content
     from unnest(partials_after.ids, partials_after.attempts, partials_after.seqs)
          with ordinality as given (id, attempt, seq, place)
@@ -41,7 +46,8 @@ as $$
         -- the row is gone, the last one has ended
         and q.attempt >= coalesce((select m.attempts from public.agent_messages m where m.id = given.id), 0)
       order by q.attempt, q.seq limit partials_after.max_rows) p
-   order by given.place, p.attempt, p.seq limit partials_after.max_rows
+   order by given.place, p.attempt, p.seq limit partials_after.max_rows;
+end
 $$;
 comment on function bus.partials_after(uuid[], smallint[], integer[], integer)
   is 'Parts of the last attempt of these messages after the given attempt and number of each, in order; 0 and 0 stand for the start.';

@@ -624,6 +624,10 @@ begin
           and exists (select from public.agent_messages m where m.id = owner) then
           -- sent again under its own id
           batch.ids[one.o] := null;
+        elsif one.named and owner = batch.ids[one.o] then
+          -- its window had passed, and begins anew
+          update bus.keys k set until = clock_timestamp() + coalesce(one.window_ms, 2592000000) * interval '1 millisecond'
+           where k.tenant = one.tenant and k.idempotency_key = one.key and k.until <= clock_timestamp();
         end if;
         last_tenant := one.tenant;
         last_key := one.key;

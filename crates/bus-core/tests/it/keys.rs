@@ -26,6 +26,8 @@ async fn message_sent_again_after_retention_is_a_duplicate_until_its_window_ends
     assert_eq!(claim_one(&bus, "w").await.id, sent[1].id);
     sqlx::query("update bus.keys set until = clock_timestamp()").execute(bus.pool()).await.unwrap();
     assert!(!bus.enqueue(&named).await.unwrap().duplicate, "the window has passed");
+    let other = NewMessage { id: None, ..named };
+    assert!(bus.enqueue(&other).await.unwrap().duplicate, "another window has begun");
     assert_eq!(misplaced(&bus).await, 0);
 }
 
