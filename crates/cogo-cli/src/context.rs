@@ -1,11 +1,12 @@
 //! What every command works with: the output, the directory of the fleet and the way to its database.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::OnceLock, time::Duration};
 
 use cogo_bus_core::Bus;
 use cogo_db::{PoolSettings, SchemaState};
 use cogo_pg_local::Cluster;
 use sqlx::{Connection, PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::{
     arguments::Global,
@@ -27,12 +28,24 @@ pub(crate) struct Context {
     pub(crate) home: Home,
     /// The address that was given by flag or environment, which wins over everything.
     pub(crate) given_database_url: Option<String>,
+    sent: OnceLock<Uuid>,
 }
 
 impl Context {
     pub(crate) fn new(output: Output, global: &Global) -> Self {
         let given = global.database_url.clone().filter(|url| !url.trim().is_empty());
-        Self { output, home: Home::new(&global.data_dir), given_database_url: given }
+        Self { output, home: Home::new(&global.data_dir), given_database_url: given, sent: OnceLock::new() }
+    }
+
+    /// Notes what was sent: whoever breaks off or waits too long is told, since it goes on.
+    pub(crate) fn note_sent(&self, id: Uuid) {
+        // the first is what the command was called for
+        let _ = self.sent.set(id);
+    }
+
+    /// What was sent, if anything.
+    pub(crate) fn sent(&self) -> Option<Uuid> {
+        self.sent.get().copied()
     }
 
     /// Address of the database: as given, else that of the fleet of this directory, else of its embedded Postgres.

@@ -6,6 +6,7 @@ use clap::{
     Parser,
     error::{ContextKind, ContextValue, ErrorKind},
 };
+use uuid::Uuid;
 
 use crate::{
     arguments::{Cli, Command, definition},
@@ -45,18 +46,29 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 async fn obey(command: Command, context: &Context) -> Result<(), Failure> {
     // these are ended by a signal in good order, by themselves
-    let ends_itself = matches!(
-        command,
-        Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_) | Command::Child(_) | Command::Send(_)
-    );
+    let ends_itself =
+        matches!(command, Command::Up(_) | Command::Tail(_) | Command::Tree(_) | Command::Chaos(_) | Command::Child(_));
     let work = Box::pin(dispatch(command, context));
     if ends_itself {
         return work.await;
     }
-    tokio::select! {
+    let outcome = tokio::select! {
+        // first what reads standard input, then who listens to signals: so they end that reading as ever
+        biased;
         outcome = work => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::new(Kind::Interrupted, "Interrupted")),
+        _ = tokio::signal::ctrl_c() => Err(interrupted(context.sent())),
+    };
+    match context.sent() {
+        Some(id) => outcome.map_err(|failure| failure.after_sending(id)),
+        None => outcome,
     }
+}
+
+/// Breaking off does not take back what was sent.
+fn interrupted(sent: Option<Uuid>) -> Failure {
+    let Some(id) = sent else { return Failure::new(Kind::Interrupted, "Interrupted") };
+    Failure::new(Kind::Interrupted, format!("Interrupted; message {id} was sent and goes on"))
+        .hint(format!("`cogo trace {id} --json` has its result once it is done, `cogo cancel {id}` takes it back"))
 }
 
 async fn dispatch(command: Command, context: &Context) -> Result<(), Failure> {

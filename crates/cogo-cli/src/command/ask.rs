@@ -54,10 +54,12 @@ impl Ask {
         let request = ChatRequest { question: self.question, collection: self.collection };
         let spinner = context.output.spinner("asking");
         let began = Instant::now();
-        let asked = question(&door, &self.tenant, &request, Duration::from_secs(self.timeout)).await;
+        let id = question(&door, &self.tenant, &request).await?;
+        context.note_sent(id);
+        let answered = answer(&door, id, Duration::from_secs(self.timeout)).await;
         let total_ms = began.elapsed().as_secs_f64() * 1000.0;
         spinner.finish_and_clear();
-        let (id, reply) = asked?;
+        let reply = answered?;
 
         let value = with_task(&reply, id, total_ms)?;
         context.output.either(&value, || readable(&context.output, &reply))?;
@@ -81,18 +83,16 @@ impl Ask {
     }
 }
 
-/// Asks and waits; answers the task's id and the reply.
-pub(crate) async fn question(
-    door: &FrontDoor,
-    tenant: &Tenant,
-    request: &ChatRequest,
-    patience: Duration,
-) -> Result<(Uuid, ChatReply), Failure> {
+/// Asks; answers the task's id.
+pub(crate) async fn question(door: &FrontDoor, tenant: &Tenant, request: &ChatRequest) -> Result<Uuid, Failure> {
     let payload =
         serde_json::to_value(request).map_err(|error| Failure::failed("Encode the question").because(&error))?;
-    let id = door.submit(tenant, "ask", &payload).await?;
-    let reply = require_reply(id, door.outcome(id, patience).await?)?;
-    Ok((id, reply))
+    door.submit(tenant, "ask", &payload).await
+}
+
+/// Waits for the reply to what was asked.
+pub(crate) async fn answer(door: &FrontDoor, id: Uuid, patience: Duration) -> Result<ChatReply, Failure> {
+    require_reply(id, door.outcome(id, patience).await?)
 }
 
 /// Every citation is what stands in its file at its lines.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    command::ask::question,
+    command::ask::{answer, question},
     context::Context,
     failure::Failure,
     front_door::{FrontDoor, FrontDoorOptions},
@@ -96,8 +96,8 @@ impl BenchAsk {
         let door = FrontDoor::open(context, &self.front_door)?;
         let patience = Duration::from_secs(self.timeout);
         // a fleet that cannot answer at all is told at once; this also opens the first connection
-        let (_, warm) = question(&door, &self.tenant, &self.request(0), patience).await?;
-        drop(warm);
+        let warm = question(&door, &self.tenant, &self.request(0)).await?;
+        answer(&door, warm, patience).await?;
 
         let total = whole(self.rate * f64::from(self.seconds)).max(1);
         let bar = context.output.progress("asking");
@@ -116,9 +116,9 @@ impl BenchAsk {
             let (door, tenant, request) = (door.clone(), self.tenant.clone(), self.request(number));
             open.spawn(async move {
                 let sent = Instant::now();
-                let answer = question(&door, &tenant, &request, patience).await;
+                let answer = async { answer(&door, question(&door, &tenant, &request).await?, patience).await }.await;
                 let took_ms = sent.elapsed().as_secs_f64() * 1000.0;
-                let answer = answer.map(|(_, reply)| Answered { took_ms, is_cited: !reply.citations.is_empty() });
+                let answer = answer.map(|reply| Answered { took_ms, is_cited: !reply.citations.is_empty() });
                 Asked { late_ms: (sent - due).as_secs_f64() * 1000.0, answer }
             });
             while let Some(asked) = open.try_join_next() {

@@ -82,6 +82,7 @@ impl Index {
         let door = FrontDoor::open(context, &self.front_door)?;
         let began = Instant::now();
         let id = door.submit(&self.tenant, "index", &payload).await?;
+        context.note_sent(id);
         if self.no_wait {
             return context.output.either(&json!({"id": id, "collection": collection}), || id.to_string());
         }

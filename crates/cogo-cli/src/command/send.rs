@@ -1,13 +1,12 @@
 //! `cogo send`: puts one message on the bus.
 
-use std::{cell::Cell, io::Read, time::Duration};
+use std::{io::Read, time::Duration};
 
 use clap::Args;
 use cogo_bus_core::{Bus, Enqueued};
 use cogo_contracts::{NewMessage, Route, Tenant};
 use cogo_registry_core::{NotChecked, Registry, SchemaRegistry};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use crate::{
     context::Context,
@@ -56,34 +55,19 @@ pub(crate) struct Send {
 
 impl Send {
     pub(crate) async fn run(self, context: &Context) -> Result<(), Failure> {
-        // standard input is read before anything listens to signals, so that they end it as ever
-        let message = self.message()?;
-        let sent = Cell::new(None);
-        tokio::select! {
-            outcome = Box::pin(self.send(context, message, &sent)) => outcome,
-            _ = tokio::signal::ctrl_c() => Err(interrupted(sent.get())),
-        }
-    }
-
-    /// Notes the id as soon as the message stands.
-    async fn send(
-        &self,
-        context: &Context,
-        mut message: NewMessage,
-        noted: &Cell<Option<Uuid>>,
-    ) -> Result<(), Failure> {
+        let mut message = self.message()?;
         let bus = context.bus().await?;
         let schemas = SchemaRegistry::new(&Registry::new(bus.pool().clone()));
         schemas.stamp(&mut message).await.map_err(not_checked)?;
         let sent = bus.enqueue(&message).await?;
-        noted.set(Some(sent.id));
+        context.note_sent(sent.id);
         if !self.wait {
             return tell(context, &sent);
         }
         if !context.output.is_json() {
             context.output.note(&format!("sent {}", sent.id));
         }
-        self.wait(context, &bus, &sent).await.map_err(|failure| failure.after_sending(sent.id))
+        self.wait(context, &bus, &sent).await
     }
 
     async fn wait(&self, context: &Context, bus: &Bus, sent: &Enqueued) -> Result<(), Failure> {
@@ -126,14 +110,6 @@ impl Send {
             ..NewMessage::new(route, Some(self.tenant.clone()), payload)
         })
     }
-}
-
-/// Breaking off the wait does not take back what was sent.
-fn interrupted(sent: Option<Uuid>) -> Failure {
-    let Some(id) = sent else { return Failure::new(Kind::Interrupted, "Interrupted") };
-    Failure::new(Kind::Interrupted, format!("Interrupted; message {id} was sent and goes on"))
-        .hint(format!("`cogo trace {id} --json` has its result once it is done, `cogo cancel {id}` takes it back"))
-        .after_sending(id)
 }
 
 /// What would be refused where it is claimed is not sent, as at the front door.

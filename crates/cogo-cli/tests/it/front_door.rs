@@ -14,10 +14,11 @@ use axum::{
     http::{HeaderMap, StatusCode, header::AUTHORIZATION},
     routing::{get, post},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::support::Cogo;
+use crate::support::{Cogo, PATIENCE, ended, eventually};
 
 const TASK: &str = "01999999-0000-7000-8000-000000000001";
 
@@ -136,6 +137,20 @@ async fn refusals_failures_and_slow_answers_have_their_exit_codes() {
     assert!(refused.problem()["hint"].as_str().unwrap().contains("COGO_API_KEY"));
     let slow = door(Some(cited()), Duration::from_millis(400), usize::MAX).await;
     ask(&cogo, &slow, &["--timeout", "1"]).await.expect(6);
+}
+
+#[tokio::test]
+async fn breaking_off_a_question_tells_its_task() {
+    let cogo = Cogo::without_database();
+    let slow = door(Some(cited()), Duration::from_millis(400), usize::MAX).await;
+    let child = cogo.command(&["ask", "what?", "--url", &slow.url, "--api-key", "secret", "--json"]).spawn().unwrap();
+    eventually("it waits", async || slow.most_open.load(Ordering::Relaxed) > 0).await;
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+    let problem = ended(output).expect(130).problem();
+    assert_eq!((&problem["code"], &problem["id"]), (&json!("interrupted"), &json!(TASK)));
+    assert!(problem["hint"].as_str().unwrap().contains(&format!("cogo cancel {TASK}")), "{problem}");
 }
 
 #[tokio::test]
