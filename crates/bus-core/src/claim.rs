@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::{Map, Value};
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -306,13 +306,40 @@ impl Bus {
         self.chore("select bus.expire($1)", max_rows).await
     }
 
-    /// Removes up to `max_tasks` tasks that ended longer than `keep` ago, each as a whole; answers how many messages went, 0 while
-    /// another session does it.
+    /// Makes the parts of the table that days to come lack; answers how many. As long as tomorrow has its part, that waits
+    /// until nobody would be held up by it.
+    ///
+    /// # Errors
+    /// When the database does not answer, or tomorrow has no part and cannot have one just now.
+    pub async fn ensure_days_ahead(&self) -> Result<u64, Error> {
+        let made: i32 = sqlx::query_scalar("select bus.ensure_days_ahead()").fetch_one(&self.pool).await?;
+        Ok(u64::from(made.unsigned_abs()))
+    }
+
+    /// How many parts the table has: one for each day that has one, and one for what is of no such day.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn parts(&self) -> Result<u64, Error> {
+        let parts: i64 = sqlx::query_scalar(
+            "select count(*) from pg_catalog.pg_inherits where inhparent = 'public.agent_messages'::regclass",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(parts.unsigned_abs())
+    }
+
+    /// Removes what ended longer than `keep` ago: the part of one day of which that is true as a whole, and up to `max_tasks`
+    /// tasks one by one of days that cannot go so. Answers how many messages went. That is 0 also while another session does
+    /// it or has the day open, for a day that was empty, and for the call that first finds days old enough and prepares them;
+    /// so it is done once two calls in a row have removed neither messages nor [`Bus::parts`].
+    ///
+    /// It takes the time that it needs, whatever the pool says of statements: a day is read to its last row.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn retain(&self, keep: Duration, max_tasks: u32) -> Result<u64, Error> {
-        self.sweep("select bus.retain($1 * interval '1 second', $2)", keep, max_tasks).await
+        self.sweep("retain", keep, max_tasks).await
     }
 
     /// Removes up to `max_rows` audit rows older than `keep`; answers how many.
@@ -320,7 +347,7 @@ impl Bus {
     /// # Errors
     /// When the database does not answer.
     pub async fn retain_events(&self, keep: Duration, max_rows: u32) -> Result<u64, Error> {
-        self.sweep("select bus.retain_events($1 * interval '1 second', $2)", keep, max_rows).await
+        self.sweep("retain_events", keep, max_rows).await
     }
 
     async fn chore(&self, statement: &'static str, max_rows: u32) -> Result<u64, Error> {
@@ -328,13 +355,18 @@ impl Bus {
         Ok(u64::from(rows.unsigned_abs()))
     }
 
-    async fn sweep(&self, statement: &'static str, keep: Duration, max_rows: u32) -> Result<u64, Error> {
-        let rows: i32 = sqlx::query_scalar(statement)
-            .bind(keep.as_secs_f64())
-            .bind(max_rows.cast_signed())
-            .fetch_one(&self.pool)
-            .await?;
-        Ok(u64::from(rows.unsigned_abs()))
+    async fn sweep(&self, function: &'static str, keep: Duration, max_rows: u32) -> Result<u64, Error> {
+        // One message is one transaction, which the server ends itself: were it to wait for a client to say so, one that is
+        // frozen would keep all locked that the end of a day locks. For locks it waits no longer than a statement may take.
+        let statement = format!(
+            "set local statement_timeout = 0; set local lock_timeout = '30s';
+             select bus.{function}({} * interval '1 second', {})",
+            keep.as_secs_f64(),
+            max_rows.cast_signed()
+        );
+        let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(&self.pool).await?;
+        let removed: i32 = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get(0)?;
+        Ok(u64::from(removed.unsigned_abs()))
     }
 }
 

@@ -1,8 +1,9 @@
-//! Removes what is finished and old: whole tasks, audit rows, partial results, artifacts. Never an unfinished message.
+//! Removes what is finished and old: whole tasks, audit rows, partial results, artifacts. Never an unfinished message. Makes
+//! the days to come.
 
 use std::time::Duration;
 
-use cogo_bus_core::Bus;
+use cogo_bus_core::{Bus, Error};
 use cogo_contracts::Route;
 use cogo_registry_core::{Kv, Registry};
 use cogo_service_runtime::{Frame, Service};
@@ -10,6 +11,15 @@ use serde::{Deserialize, Serialize};
 
 /// Pause between two batches, so that retention never competes with the work.
 const BREATH: Duration = Duration::from_millis(50);
+
+/// Pause after a batch that came to nothing, as when somebody had open what was to go.
+const SECOND_TRY: Duration = Duration::from_secs(1);
+
+/// Batches in a row that come to nothing before a turn is over: the first may only prepare the days that are to go.
+const IDLE_BATCHES: u32 = 2;
+
+/// Longest time between two looks for days to come that have no part yet; they are made three days ahead.
+const LOOK_AHEAD: Duration = Duration::from_secs(3_600);
 
 /// Time between two removals of shared values whose time is over; readers pass over them, so this is about room only.
 const SWEEP_VALUES: Duration = Duration::from_secs(60);
@@ -75,7 +85,17 @@ impl Service for BusRetention {
         let keep = kept(settings.retention_days)?;
         let bus = frame.bus().clone();
         let batch = settings.retention_batch;
-        frame.chore("retention", Duration::from_millis(settings.retention_every_ms), move || {
+        let every = Duration::from_millis(settings.retention_every_ms);
+        // apart from the removal, which may take hours and fail
+        let ahead = bus.clone();
+        frame.chore("days-ahead", every.min(LOOK_AHEAD), move || {
+            let bus = ahead.clone();
+            async move {
+                let made = bus.ensure_days_ahead().await?;
+                Ok((made > 0).then(|| format!("made the parts of {made} days to come")))
+            }
+        });
+        frame.chore("retention", every, move || {
             let bus = bus.clone();
             async move {
                 let (messages, events) = remove(&bus, keep, batch).await?;
@@ -84,7 +104,7 @@ impl Service for BusRetention {
         });
         let (partials, artifacts) = kept_by_reference(&settings)?;
         let bus = frame.bus().clone();
-        frame.chore("payload-retention", Duration::from_millis(settings.retention_every_ms), move || {
+        frame.chore("payload-retention", every, move || {
             let bus = bus.clone();
             async move {
                 let (parts, files) = remove_payloads(&bus, partials, artifacts, batch).await?;
@@ -92,7 +112,7 @@ impl Service for BusRetention {
             }
         });
         let bus = frame.bus().clone();
-        frame.chore("broadcast-retention", Duration::from_millis(settings.retention_every_ms), move || {
+        frame.chore("broadcast-retention", every, move || {
             let bus = bus.clone();
             async move {
                 let removed = remove_broadcasts(&bus, batch).await?;
@@ -100,7 +120,7 @@ impl Service for BusRetention {
             }
         });
         let registry = Registry::new(frame.pool().clone());
-        frame.chore("registry-retention", Duration::from_millis(settings.retention_every_ms), move || {
+        frame.chore("registry-retention", every, move || {
             let registry = registry.clone();
             async move {
                 let removed = registry.retain(keep, batch.cast_signed()).await?;
@@ -125,40 +145,36 @@ impl Service for BusRetention {
 /// When a batch fails; earlier ones stand.
 pub async fn sweep_values(kv: &Kv, batch: u32) -> Result<u64, sqlx::Error> {
     let most = i32::try_from(batch).unwrap_or(i32::MAX);
-    let mut total = 0;
-    loop {
-        let removed = kv.sweep(most).await?;
-        total += u64::from(removed.unsigned_abs());
-        if removed < most {
-            return Ok(total);
-        }
-        tokio::time::sleep(BREATH).await;
-    }
+    in_batches(batch, || async { Ok(u64::from(kv.sweep(most).await?.unsigned_abs())) }).await
 }
 
 /// Removes everything older than `keep`, batch by batch; safe to break off and to run twice. Answers messages and
 /// audit rows removed.
 ///
 /// # Errors
-/// When a batch fails; earlier ones stand.
-pub async fn remove(bus: &Bus, keep: Duration, batch: u32) -> Result<(u64, u64), cogo_bus_core::Error> {
-    let mut messages = 0;
+/// When a batch fails; earlier ones stand, and one of messages keeps no audit row from being removed.
+pub async fn remove(bus: &Bus, keep: Duration, batch: u32) -> Result<(u64, u64), Error> {
+    let messages = remove_messages(bus, keep, batch).await;
+    let events = in_batches(batch, || bus.retain_events(keep, batch)).await;
+    Ok((messages?, events?))
+}
+
+/// A batch is one day, so that none tells by its size whether it was the last.
+async fn remove_messages(bus: &Bus, keep: Duration, batch: u32) -> Result<u64, Error> {
+    let (mut total, mut idle) = (0, 0);
+    let mut parts = bus.parts().await?;
     loop {
         let removed = bus.retain(keep, batch).await?;
-        messages += removed;
-        if removed < u64::from(batch) {
-            break;
+        total += removed;
+        let left = bus.parts().await?;
+        // a day that was empty goes without a message
+        idle = if removed > 0 || left < parts { 0 } else { idle + 1 };
+        parts = left;
+        match idle {
+            0 => tokio::time::sleep(BREATH).await,
+            IDLE_BATCHES.. => return Ok(total),
+            _ => tokio::time::sleep(SECOND_TRY).await,
         }
-        tokio::time::sleep(BREATH).await;
-    }
-    let mut events = 0;
-    loop {
-        let removed = bus.retain_events(keep, batch).await?;
-        events += removed;
-        if removed < u64::from(batch) {
-            return Ok((messages, events));
-        }
-        tokio::time::sleep(BREATH).await;
     }
 }
 
@@ -166,30 +182,39 @@ pub async fn remove(bus: &Bus, keep: Duration, batch: u32) -> Result<(u64, u64),
 /// and to run twice. Answers how many of each went.
 ///
 /// # Errors
-/// When a batch fails; earlier ones stand.
+/// When a batch fails; earlier ones stand, and one of parts keeps no artifact from being removed.
 pub async fn remove_payloads(
     bus: &Bus,
     partials: Duration,
     artifacts: Duration,
     batch: u32,
-) -> Result<(u64, u64), cogo_bus_core::Error> {
-    let mut parts = 0;
-    loop {
-        let removed = bus.retain_partials(partials, batch).await?;
-        parts += removed;
-        if removed < u64::from(batch) {
-            break;
-        }
-        tokio::time::sleep(BREATH).await;
-    }
+) -> Result<(u64, u64), Error> {
+    let parts = in_batches(batch, || bus.retain_partials(partials, batch)).await;
     // each may be 16 MiB, so fewer of them make a batch
     let few = batch.min(LARGE_BATCH);
-    let mut files = 0;
+    let files = in_batches(few, || bus.retain_artifacts(artifacts, few)).await;
+    Ok((parts?, files?))
+}
+
+/// Removes every broadcast that has expired, batch by batch; safe to break off and to run twice. Answers how many went.
+///
+/// # Errors
+/// When a batch fails; earlier ones stand.
+pub async fn remove_broadcasts(bus: &Bus, batch: u32) -> Result<u64, Error> {
+    in_batches(batch, || bus.retain_broadcasts(batch)).await
+}
+
+/// Repeats a batched statement until a batch is not full; each batch is a transaction of its own.
+async fn in_batches<F, E>(batch: u32, run: impl Fn() -> F) -> Result<u64, E>
+where
+    F: Future<Output = Result<u64, E>>,
+{
+    let mut total = 0;
     loop {
-        let removed = bus.retain_artifacts(artifacts, few).await?;
-        files += removed;
-        if removed < u64::from(few) {
-            return Ok((parts, files));
+        let removed = run().await?;
+        total += removed;
+        if removed < u64::from(batch) {
+            return Ok(total);
         }
         tokio::time::sleep(BREATH).await;
     }
@@ -206,22 +231,6 @@ fn kept_by_reference(settings: &Settings) -> anyhow::Result<(Duration, Duration)
     // never longer than the message that they belong to
     let hours = hours.min(days * 24.0);
     Ok((Duration::from_secs_f64(hours * 3_600.0), Duration::from_secs_f64((days + extra) * 86_400.0)))
-}
-
-/// Removes every broadcast that has expired, batch by batch; safe to break off and to run twice. Answers how many went.
-///
-/// # Errors
-/// When a batch fails; earlier ones stand.
-pub async fn remove_broadcasts(bus: &Bus, batch: u32) -> Result<u64, cogo_bus_core::Error> {
-    let mut total = 0;
-    loop {
-        let removed = bus.retain_broadcasts(batch).await?;
-        total += removed;
-        if removed < u64::from(batch) {
-            return Ok(total);
-        }
-        tokio::time::sleep(BREATH).await;
-    }
 }
 
 fn kept(days: f64) -> anyhow::Result<Duration> {

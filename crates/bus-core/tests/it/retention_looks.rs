@@ -5,6 +5,7 @@ use std::time::Duration;
 use cogo_bus_core::Bus;
 use cogo_contracts::NewMessage;
 use serde_json::json;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use uuid::{Builder, Uuid};
 
 use crate::{
@@ -171,4 +172,82 @@ async fn retention_does_not_go_by_an_old_snapshot() {
     let mut old = bus.pool().begin_with("begin isolation level repeatable read").await.unwrap();
     let refused = sqlx::query("select bus.retain('1 day')").execute(&mut *old).await.unwrap_err();
     assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("25000"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_is_removed_one_by_one_of_a_day_that_goes_then_is_counted_once() {
+    let (bus, _database) = bus().await;
+    let old = three_days_ago(&bus).await;
+    bus.enqueue(&NewMessage { id: Some(old), ..message(json!({})) }).await.unwrap();
+    complete_all(&bus, Vec::new()).await;
+    sqlx::raw_sql(
+        "update public.agent_messages set done_at = done_at - interval '2 days';
+         select bus.note_changes_of_days(clock_timestamp())",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let parts = "select count(*) from pg_inherits where inhparent = 'public.agent_messages'::regclass";
+    let before: i64 = sqlx::query_scalar(parts).fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(bus.retain(Duration::from_hours(24), 10).await.unwrap(), 1);
+    let left: i64 = sqlx::query_scalar(parts).fetch_one(bus.pool()).await.unwrap();
+    assert!(left < before, "the day went as a whole");
+}
+
+#[tokio::test]
+async fn retention_takes_the_time_that_it_needs_and_leaves_the_others_theirs() {
+    let (bus, database) = bus().await;
+    // what retention calls, for which the time of a statement would be over
+    sqlx::raw_sql(
+        "create or replace function bus.mend_lines(max_rows integer default 1000) returns integer language plpgsql
+         set search_path = pg_catalog, pg_temp as $$
+         begin
+           if current_setting('statement_timeout') <> '0' then
+             raise query_canceled;
+           end if;
+           return 0;
+         end $$",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let options: PgConnectOptions = database.url.parse().unwrap();
+    let options = options.options([("statement_timeout", "30s")]);
+    let hurried = Bus::new(PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap());
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    complete_all(&bus, Vec::new()).await;
+    assert_eq!(hurried.retain(Duration::ZERO, 10).await.unwrap(), 1);
+    assert_eq!(bus.retain(Duration::ZERO, 10).await.unwrap(), 0, "the first one stands");
+    assert_eq!(hurried.retain_events(Duration::ZERO, 10).await.unwrap(), 0);
+    let others: String = sqlx::query_scalar("show statement_timeout").fetch_one(hurried.pool()).await.unwrap();
+    assert_eq!(others, "30s");
+}
+
+#[tokio::test]
+async fn days_to_come_are_made_unless_senders_would_wait_for_that() {
+    let (bus, _database) = bus().await;
+    let made = async || sqlx::query_scalar::<_, i32>("select bus.ensure_days_ahead()").fetch_one(bus.pool()).await;
+    let drop = async |days: i32| {
+        let drop = "do $$ begin
+            execute 'drop table bus.messages_' || to_char(clock_timestamp() at time zone 'UTC' + interval '1 day' * DAYS, 'YYYYMMDD');
+            end $$";
+        sqlx::query(sqlx::AssertSqlSafe(drop.replace("DAYS", &days.to_string()))).execute(bus.pool()).await.unwrap();
+    };
+    made().await.unwrap();
+    assert_eq!(made().await.unwrap(), 0);
+    let dump = async || {
+        let mut dump = bus.pool().begin().await.unwrap();
+        sqlx::query("lock table bus.messages_other in access share mode").execute(&mut *dump).await.unwrap();
+        dump
+    };
+    drop(3).await;
+    let first = dump().await;
+    assert_eq!(made().await.unwrap(), 0, "it can be put off");
+    first.rollback().await.unwrap();
+    drop(1).await;
+    let second = dump().await;
+    let missing = made().await.unwrap_err();
+    assert_eq!(missing.as_database_error().unwrap().code().as_deref(), Some("55P03"), "{missing}");
+    second.rollback().await.unwrap();
+    assert_eq!(made().await.unwrap(), 2);
 }
