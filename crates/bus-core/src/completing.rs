@@ -30,12 +30,16 @@ impl Bus {
         Ok(record(connection, fence, holder, completion).await?)
     }
 
-    /// Records many completions that send nothing, in one statement; their follow-ups are not looked at. Answers the ids that
-    /// were still the holder's. All or none are written: if one of them is against the contract, none is.
+    /// Records many completions that send nothing, in one statement. Answers the ids that were still the holder's. All or
+    /// none are written: if one of them is against the contract, none is.
     ///
     /// # Errors
-    /// As [`Bus::complete`].
+    /// As [`Bus::complete`], and [`Error::Refused`] when one is not [plain](Completion::is_plain), before anything is sent.
     pub async fn complete_many(&self, ended: &[(Fence, Completion)], holder: &str) -> Result<Vec<Uuid>, Error> {
+        if let Some((fence, _)) = ended.iter().find(|(_, completion)| !completion.is_plain()) {
+            let reason = format!("the completion of {} has follow-ups: record it by Bus::complete", fence.id);
+            return Err(Error::Refused { source: sqlx::Error::InvalidArgument(reason.clone()), reason });
+        }
         // a claim is named whole in the order of its ids, and then costs least
         let mut ended: Vec<&(Fence, Completion)> = ended.iter().collect();
         ended.sort_unstable_by_key(|(fence, _)| fence.id);

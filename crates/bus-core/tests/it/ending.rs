@@ -222,6 +222,20 @@ async fn each_of_a_batch_keeps_the_address_of_its_own_result() {
 }
 
 #[tokio::test]
+async fn batch_with_follow_ups_is_refused_and_names_what_sends_them() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(2)).await.unwrap();
+    let mine = claim(&bus, "w", 2).await;
+    let sends = Completion { follow_ups: vec![message(json!({}))], ..Completion::default() };
+    let batch = [(mine[0].fence(), Completion::default()), (mine[1].fence(), sends)];
+    let refused = bus.complete_many(&batch, "w").await;
+    assert!(matches!(&refused, Err(Error::Refused { reason, .. }) if reason.contains("Bus::complete")), "{refused:?}");
+    assert_eq!(statuses(&bus).await, [("claimed".to_owned(), 2)]);
+    assert!(bus.complete(&mine[1].fence(), "w", &batch[1].1).await.unwrap());
+    assert_eq!(statuses(&bus).await.iter().map(|(_, count)| count).sum::<i64>(), 3, "with what it sends");
+}
+
+#[tokio::test]
 async fn batch_with_a_result_against_the_contract_records_nothing() {
     let (bus, _database) = bus().await;
     bus.enqueue_many(&crate::support::numbered(2)).await.unwrap();

@@ -29,6 +29,10 @@ async fn arrays_of_different_lengths_are_refused_whole() {
         (short("extend", ", 30000"), "2 ids and 1 attempts"),
         (format!("select bus.extend({both}, null, 'w', 30000)"), "2 ids and 0 attempts"),
         (short("defer", ", 1000, 'later'"), "2 ids and 1 attempts"),
+        (short("release", ""), "2 ids and 1 attempts"),
+        (format!("select bus.release({both}, null, 'w')"), "2 ids and 0 attempts"),
+        (format!("select bus.partials_after({both}, array[1]::smallint[], array[0, 0])"), "2 ids and 1 attempts"),
+        (format!("select bus.partials_after({both}, {attempts}, '{{}}')"), "2 ids and 0 seqs"),
         (format!("{payloads}, headers => array['{{}}']::jsonb[])"), "3 payloads and 1 headers"),
         (format!("{payloads}, ids => array[bus.uuid_v7()])"), "3 payloads and 1 ids"),
         (format!("{payloads}, ids => '{{}}')"), "3 payloads and 0 ids"),
@@ -38,6 +42,13 @@ async fn arrays_of_different_lengths_are_refused_whole() {
         let words = format!("There are {what}: one for each");
         assert_eq!((refused.code().as_deref(), refused.message()), (Some("22023"), words.as_str()), "{statement}");
         assert_eq!(statuses(&bus).await, before, "{statement}");
+    }
+    for (held, what) in [("null", "held is null"), ("array[null]::uuid[]", "held[1] is null")] {
+        let statement = format!("select bus.hand_back_unheld('w', 'test/work/0', {held})");
+        let refused = sqlx::query(AssertSqlSafe(statement)).execute(bus.pool()).await.expect_err(what);
+        let refused = refused.into_database_error().unwrap();
+        assert!(refused.code().as_deref() == Some("22023") && refused.message().contains(what), "{refused:?}");
+        assert_eq!(statuses(&bus).await, before, "{what}");
     }
     let without = of_both("complete_many", "null, '{}', null");
     let recorded: Vec<Uuid> = sqlx::query_scalar(AssertSqlSafe(without)).fetch_all(bus.pool()).await.unwrap();

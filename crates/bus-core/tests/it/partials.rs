@@ -54,6 +54,8 @@ async fn fails(bus: &Bus, claimed: &Claimed, retriable: bool) {
 async fn parts_are_stored_once_however_often_they_are_sent() {
     let (bus, _database) = bus().await;
     let claimed = claimed(&bus).await;
+    let early = emit(&bus, &claimed, 2, &[json!("before the first")]).await;
+    assert!(matches!(&early, Err(Error::Refused { reason, .. }) if reason.ends_with("a gap after 0")), "{early:?}");
     assert_eq!(emit(&bus, &claimed, 1, &[json!("a"), json!({"b": 1})]).await.unwrap(), Some(2));
     assert_eq!(emit(&bus, &claimed, 1, &[json!("a"), json!({"b": 1})]).await.unwrap(), Some(2));
     assert_eq!(emit(&bus, &claimed, 2, &[json!("not this"), json!("c")]).await.unwrap(), Some(3));
@@ -96,6 +98,7 @@ async fn new_attempt_starts_anew_and_shows_it() {
     let seen = PartialPlace { attempt: 1, seq: 2 };
     fails(&bus, &first, true).await;
     let second = claim_one(&bus, "w").await;
+    assert!(emit(&bus, &second, 3, &[json!("three")]).await.is_err(), "what stands is of another attempt");
     assert_eq!(emit(&bus, &second, 1, &[json!("uno")]).await.unwrap(), Some(1));
     let expected = [(2, 1, json!("uno"))];
     assert_eq!(read(&bus, &second, seen).await, expected, "who read the first attempt meets the second");
