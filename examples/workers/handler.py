@@ -6,6 +6,7 @@ async def handle(message, emit):
     orders = message["payload"] | message["payload"].get("attempts", {}).get(str(message["attempt"]), {})
     ending = {"result": {"holder": message["holder"]}}
     await emit({"holder": message["holder"]})  # a part of the result, seen before the end
+    await asyncio.gather(*(emit({"part": number}) for number in range(orders.get("parts", 0))))
     await asyncio.sleep(orders.get("work_ms", 0) / 1000)
     if "failure" in orders: return {"error": "as ordered"} | orders["failure"]
     if "question" in orders:

@@ -8,6 +8,7 @@ async function handle(message: any, emit: (part: any) => Promise<unknown>, signa
   const orders = { ...payload, ...payload.attempts?.[attempt] };
   const ending: any = { result: { holder }, snippet: orders.snippet, follow_ups: orders.follow_ups };
   await emit({ holder }); // a part of the result, seen before the end
+  await Promise.all(Array.from({ length: orders.parts ?? 0 }, (_, part) => emit({ part })));
   await sleep(orders.work_ms ?? 0, undefined, { signal });
   if (orders.failure) return { error: "as ordered", ...orders.failure };
   if (orders.question)

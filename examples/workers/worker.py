@@ -17,14 +17,17 @@ async def call(function, *values, writes=None, patience=int(os.environ.get("PATI
                 answer = (await (await link.execute(f"select to_jsonb(f) from {function} as f", values)).fetchone())[0]
             idle.append(link)
             if not isinstance(answer, dict) or answer.get("status") != "pending": return answer
-        except (psycopg.OperationalError, TimeoutError) as error:
-            if (getattr(error, "sqlstate", None) or "08")[:2] not in ("08", "40", "53", "57"): raise
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, TimeoutError) as error:
+            if not re.match("08|40|53|57|58|55P03|25006", getattr(error, "sqlstate", None) or "08"): raise
             if not tries: print(f"{function}, again until it works: {str(error) or repr(error)}", file=sys.stderr)
         await asyncio.sleep(0.05 * 2 ** min(tries, 4))
 
 async def run(handle, message):
-    fence, lease, seq = [message[name] for name in ("id", "holder", "attempt")], message["lease_ms"], itertools.count(1)
-    emit = lambda part: call("bus.emit_one(%s, %s, %s, %s, %s, %s)", *fence, next(seq), json.dumps(part), lease)
+    fence = [message[name] for name in ("id", "holder", "attempt")]
+    store, turn, stored = functools.partial(call, "bus.emit_one(%s, %s, %s, %s, %s, %s)", *fence), asyncio.Lock(), []
+    async def emit(part):  # in turn, and what is refused has no number, since there must be no gap
+        async with turn: stored.append(await store(len(stored) + 1, json.dumps(part), message["lease_ms"]))
+        return stored[-1]
     try:
         ending = await handle(message, emit)
         writes, said = ending.pop("writes", None), json.dumps(ending)
@@ -33,20 +36,17 @@ async def run(handle, message):
     except Exception as error:
         message["ending"] = json.dumps({"error": repr(error), "code": getattr(error, "sqlstate", None)})
     wake.set()
-
 async def hear():  # hints only: what they miss, the next look finds
     while True:
         with contextlib.suppress(psycopg.OperationalError):
             async with await connect() as ears:
-                await ears.execute("listen bus_ready; listen bus_cancel")
-                wake.set()
+                await ears.execute("listen bus_ready; listen bus_cancel"), wake.set()
                 async for hint in ears.notifies():
                     if hint.payload == worker.get("route") or hint.payload in in_hand: wake.set()
         await asyncio.sleep(1)
 def retire():  # claims nothing new; what is in hand has the time of grace, then it is handed back
     worker.update(stopping=True), wake.set()  # below: the database is away, the leases will lapse
     asyncio.get_running_loop().call_later(int(worker.get("grace_ms", 10000)) / 1000 + 5, os._exit, 1)
-
 async def serve(handle):
     for end in (signal.SIGTERM, signal.SIGINT): asyncio.get_running_loop().add_signal_handler(end, retire)
     hearing = asyncio.create_task(hear())

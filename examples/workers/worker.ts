@@ -7,8 +7,7 @@ const ours = /^(AGENT_(SERVICE|ROLE|SHARD|DOMAIN|VERSION)|HOLDER_ID|CONCURRENCY|
 const worker: any = { key_proof: createHash("sha256").update((process.env.AGENT_KEY ?? "").trim()).digest("hex") };
 for (const [name, value] of Object.entries(process.env)) if (ours.test(name)) worker[name.toLowerCase()] = value;
 const sql = postgres(process.env.DATABASE_URL!, { connect_timeout: 5, keep_alive: 15, backoff: () => 1 });
-const inHand = new Map<string, any>();
-let wake = () => {};
+const inHand = new Map<string, any>(); let wake = () => {};
 
 /** Calls a function, in one transaction after `writes`; again while the database is away or the answer is pending. */
 export async function call(question: string, values: any[], writes?: (own: any) => Promise<unknown>): Promise<any> {
@@ -20,7 +19,7 @@ export async function call(question: string, values: any[], writes?: (own: any) 
       const [{ answer }] = await asked;
       if (answer?.status !== "pending") return answer;
     } catch (error: any) {
-      if (!/^(08|40|53|57|CONN|E[A-Z]+$)/.test(error?.code)) throw error; // these go by
+      if (!/^(08|40|53|57|58|55P03|25006|CONN|E[A-Z]+$)/.test(error?.code)) throw error; // these go by
       if (!tries) console.warn(`${question}, again until it works: ${error.message || error.code}`);
     }
   }
@@ -29,8 +28,9 @@ export async function call(question: string, values: any[], writes?: (own: any) 
 async function run(handle: Handle, message: any) {
   const { id, holder, attempt, lease_ms } = message;
   const mine: any = { attempt, seq: 0, lost: new AbortController() }; inHand.set(id, mine);
-  const emit_one = "bus.emit_one($1, $2, $3, $4, $5, $6)";
-  const emit = (part: any) => call(emit_one, [id, holder, attempt, ++mine.seq, sql.json(part), lease_ms]);
+  const values = (part: any) => [id, holder, attempt, mine.seq + 1, sql.json(part), lease_ms];
+  const store = async (part: any) => mine.seq = await call("bus.emit_one($1, $2, $3, $4, $5, $6)", values(part));
+  const emit = (part: any) => mine.told = Promise.allSettled([mine.told]).then(() => store(part)); // no gaps
   try {
     const { writes, ...ending } = await handle(message, emit, mine.lost.signal);
     if (writes) await call("bus.settle_or_raise($1, $2, $3, $4)", [id, holder, attempt, sql.json(ending)], writes);

@@ -21,6 +21,7 @@ in_both_languages!(
     half_open_connection_is_left_for_another,
     restart_of_postgres_costs_no_work,
     database_that_is_away_holds_up_no_end,
+    refusals_that_pass_cost_no_attempt,
 );
 
 /// Ends all connections of the workers; answers how many there were.
@@ -105,4 +106,31 @@ async fn database_that_is_away_holds_up_no_end(language: Language) {
     let claims = "select count(*) from bus.claims";
     let held: i64 = sqlx::query_scalar(claims).fetch_one(bus.pool()).await.unwrap();
     assert_eq!(held, 1, "until its lease lapses");
+}
+
+async fn refusals_that_pass_cost_no_attempt(language: Language) {
+    let (bus, database) = bus().await;
+    // as a server that another takes over from, one whose disk fails, and one that is locked for a moment
+    sqlx::raw_sql(
+        "create sequence public.tries;
+         create or replace function bus.emit_one(
+           id uuid, holder text, attempt smallint, seq integer, part jsonb, lease_ms bigint)
+         returns integer language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+         declare
+           code constant text := ('{25006,58030,55P03}'::text[])[nextval('public.tries')];
+         begin
+           if code is not null then
+             raise exception 'not now' using errcode = code;
+           end if;
+           return bus.emit(id, holder, attempt, seq, array[part], lease_ms);
+         end $$",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let _worker = language.start(&database.url, &[]);
+    let row = works(&bus).await;
+    assert_eq!((&row["attempts"], &row["error"]), (&json!(1), &Value::Null), "{row}");
+    let tries: i64 = sqlx::query_scalar("select last_value from public.tries").fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(tries, 4);
 }

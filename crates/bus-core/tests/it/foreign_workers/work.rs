@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cogo_bus_core::{Bus, ClaimRequest, Completion};
+use cogo_bus_core::{Bus, ClaimRequest, Completion, PartialPlace};
 use cogo_contracts::Route;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -31,6 +31,7 @@ in_both_languages!(
     follow_ups_inherit_trace_and_time_left,
     worker_of_another_shard_takes_only_its_own,
     message_that_its_reader_cannot_read_costs_no_other,
+    parts_that_are_sent_at_once_are_stored_in_their_order,
 );
 
 async fn work_ends_with_its_time_to_live(language: Language) {
@@ -267,4 +268,15 @@ async fn message_that_its_reader_cannot_read_costs_no_other(language: Language) 
                 .unwrap();
         assert_eq!((status.as_str(), attempts), ("failed", 1));
     }
+}
+
+async fn parts_that_are_sent_at_once_are_stored_in_their_order(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let id = send(&bus, order(json!({"parts": 40}))).await;
+    assert_eq!(ended(&bus, id).await["attempts"], 1, "none was refused");
+    let parts = bus.partials_after(id, PartialPlace::default(), 100).await.unwrap();
+    let numbers: Vec<_> = parts.iter().map(|part| (part.seq, part.content["part"].as_i64())).collect();
+    let expected: Vec<_> = (1..=41).map(|seq| (seq, (seq > 1).then(|| i64::from(seq) - 2))).collect();
+    assert_eq!(numbers, expected, "one that shows the holder, then those of the order");
 }
