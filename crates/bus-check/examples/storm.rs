@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -35,6 +36,9 @@ struct Arguments {
     /// How long workers own what they claim.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 2_000)]
     lease_ms: u64,
+    /// Break the bus by the statements of this file first, to see that the checker sees it.
+    #[arg(long, value_name = "FILE")]
+    sabotage: Option<PathBuf>,
     /// End with one JSON object instead of a sentence.
     #[arg(long)]
     json: bool,
@@ -49,6 +53,12 @@ impl Arguments {
             round: self.round,
             seed: self.seed,
             lease: Duration::from_millis(self.lease_ms),
+            sabotage: self
+                .sabotage
+                .as_ref()
+                .map(std::fs::read_to_string)
+                .transpose()
+                .context("read what breaks the bus")?,
         })
     }
 }

@@ -17,6 +17,9 @@ pub struct Sent {
     /// Idempotency key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// What tells its payload from that of every other message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 /// One claim of one message.
@@ -141,6 +144,9 @@ pub struct Taken {
     /// Milliseconds left of its time to live.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remaining_ms: Option<i64>,
+    /// What tells its payload from that of every other message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
 }
 
 /// A good answer, by the kind of the operation.

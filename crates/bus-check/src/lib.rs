@@ -27,6 +27,6 @@ pub use history::{Accepted, Answer, Call, Ending, Held, Operation, Outcome, Sent
 pub use journal::{Journal, now_us, read as read_journal};
 pub use proxy::{Cut, Direction, Hints, Proxy, Trigger};
 pub use recorder::{Broken, RecordedBus, completing, enqueue, enqueued, still};
-pub use rows::{AgentRow, EventRow, MessageRow, Rows};
+pub use rows::{AgentRow, AttemptRow, EventRow, LimitRow, MessageRow, Rows};
 pub use scene::{Client, Death, Scene, Start};
 pub use storm::{StormSettings, Tally, storm};

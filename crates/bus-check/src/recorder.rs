@@ -4,6 +4,7 @@ use std::{future::Future, time::Duration};
 
 use cogo_bus_core::{Bus, ClaimRequest, Claimed, Completion, Enqueued, Error, Failure, Fence, Settled};
 use cogo_contracts::NewMessage;
+use serde_json::Value;
 use sqlx::PgPool;
 use uuid::Uuid;
 
@@ -245,6 +246,7 @@ pub fn enqueue(messages: &[NewMessage]) -> Operation {
         id: message.id,
         tenant: message.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default(),
         key: message.idempotency_key.clone(),
+        mark: mark(&message.payload),
     });
     Operation::Enqueue { messages: sent.collect() }
 }
@@ -276,8 +278,13 @@ fn taken(claimed: &[Claimed]) -> Answer {
         held: held(&claimed.fence()),
         tenant: claimed.tenant.clone(),
         remaining_ms: claimed.remaining_ms,
+        mark: mark(&claimed.payload),
     });
     Answer::Taken(taken.collect())
+}
+
+fn mark(payload: &Value) -> Option<String> {
+    payload.get("mark").and_then(Value::as_str).map(str::to_owned)
 }
 
 fn held(fence: &Fence) -> Held {

@@ -29,8 +29,14 @@ pub struct MessageRow {
     pub idempotency_key: Option<String>,
     pub group_key: Option<String>,
     pub result: Option<Value>,
+    pub error: Option<String>,
+    pub priority: i16,
     /// What stands under `__assignment` of the payload.
     pub assignment: Option<Value>,
+    /// What stands under `mark` of the payload.
+    pub mark: Option<String>,
+    /// What stands under `said` of the payload: how its sender described it.
+    pub said: Option<Value>,
 }
 
 impl MessageRow {
@@ -52,6 +58,30 @@ pub struct EventRow {
     pub message_id: Uuid,
     /// Number of the attempt that it tells of, if it does.
     pub attempt: Option<i32>,
+}
+
+/// A row of `bus.attempts`: a claim that ended without a completion.
+#[derive(Debug, Clone, PartialEq, FromRow)]
+pub struct AttemptRow {
+    /// The message.
+    pub id: Uuid,
+    /// Number of the claim.
+    pub attempt: i16,
+    /// Who held it.
+    pub holder: String,
+    /// When it was claimed, in microseconds of the Unix epoch.
+    pub started_us: Option<i64>,
+}
+
+/// How many messages of a route may run at once.
+#[derive(Debug, Clone, PartialEq, FromRow)]
+pub struct LimitRow {
+    /// Service, role and shard.
+    pub route: String,
+    /// Whether each tenant has a count of its own.
+    pub by_tenant: bool,
+    /// At most so many.
+    pub max_running: i32,
 }
 
 /// A run of an agent in the registry.
@@ -76,8 +106,12 @@ pub struct Rows {
     pub messages: Vec<MessageRow>,
     /// All audit rows of messages.
     pub events: Vec<EventRow>,
+    /// All claims that ended without a completion.
+    pub attempts: Vec<AttemptRow>,
     /// All runs of agents.
     pub agents: Vec<AgentRow>,
+    /// Limits of routes for all tenants together or for each alike; those for one subject or key are not judged.
+    pub limits: Vec<LimitRow>,
     /// Messages that are not where they should be, as far as the layout can tell, and where they are instead.
     pub misplaced: Vec<(Uuid, String)>,
     /// Where unfinished messages stand, as far as the layout can tell.
@@ -113,6 +147,7 @@ impl Rows {
         }
         self.messages.retain(|row| !former.contains(&row.id));
         self.events.retain(|event| !former.contains(&event.message_id));
+        self.attempts.retain(|attempt| !former.contains(&attempt.id));
     }
 
     async fn load_tables(snapshot: &mut PgConnection) -> Result<Self, sqlx::Error> {
@@ -122,8 +157,8 @@ impl Rows {
                     claimed_by, (extract(epoch from claimed_at) * 1000000)::bigint as claimed_us,
                     (extract(epoch from expires_at) * 1000000)::bigint as expires_us,
                     (extract(epoch from done_at) * 1000000)::bigint as done_us,
-                    root_id, parent_id, replay_of, idempotency_key, group_key, result,
-                    payload -> '__assignment' as assignment
+                    root_id, parent_id, replay_of, idempotency_key, group_key, result, error, priority,
+                    payload -> '__assignment' as assignment, payload ->> 'mark' as mark, payload -> 'said' as said
                from public.agent_messages",
         )
         .fetch_all(&mut *snapshot)
@@ -134,8 +169,20 @@ impl Rows {
         )
         .fetch_all(&mut *snapshot)
         .await?;
+        let attempts = sqlx::query_as(
+            "select id, attempt, holder, (extract(epoch from started_at) * 1000000)::bigint as started_us from bus.attempts",
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
         let agents = sqlx::query_as(
             "select name, slot, epoch, holder, state <> 'terminated' as lives from registry.agents order by epoch",
+        )
+        .fetch_all(&mut *snapshot)
+        .await?;
+        let limits = sqlx::query_as(
+            "select r.service || '/' || r.role || '/' || r.shard as route, l.counted_by = 'tenant' as by_tenant, l.max_running
+               from bus.limits l join bus.routes r on r.lane = l.lane
+              where l.max_running is not null and l.subject = '' and l.counted_by in ('route', 'tenant')",
         )
         .fetch_all(&mut *snapshot)
         .await?;
@@ -157,6 +204,6 @@ impl Rows {
             Vec::new()
         };
         let counted = messages.len();
-        Ok(Self { messages, events, agents, misplaced, places, shown: BTreeMap::new(), counted })
+        Ok(Self { messages, events, attempts, agents, limits, misplaced, places, shown: BTreeMap::new(), counted })
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fs,
+    os::unix::process::ExitStatusExt,
     path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
@@ -29,6 +30,8 @@ const ENDING: Duration = Duration::from_secs(180);
 /// How long a client may take to end in order.
 const FAREWELL: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
+/// How the status of a process tells that it was killed.
+const KILLED: Option<i32> = Some(Signal::KILL.as_raw());
 /// For what was replayed or sent while the clients ended.
 const LAST_WORK: Duration = Duration::from_secs(60);
 
@@ -180,12 +183,21 @@ impl Scene {
         RecordedBus::new(pool, journal)
     }
 
-    /// Names of the clients that have not ended.
+    /// Names of the clients that have not ended; those that killed themselves are noted as dead.
     pub fn living(&mut self) -> Vec<String> {
         let mut living = Vec::new();
         for client in &mut self.clients {
-            if matches!(client.child.try_wait(), Ok(None)) {
+            let status = client.child.try_wait();
+            if matches!(status, Ok(None)) {
                 living.push(client.name.clone());
+                continue;
+            }
+            let was_killed = status.is_ok_and(|status| status.is_some_and(|status| status.signal() == KILLED));
+            if was_killed && !self.deaths.iter().any(|death| death.name == client.name) {
+                // nobody saw the moment; the last that it noted is at most a call away from it
+                let calls = read(&client.name, &self.directory.path().join(&client.name)).unwrap_or_default();
+                let last = calls.iter().filter_map(|call| call.returned_us.max(Some(call.invoked_us))).max();
+                self.deaths.push(Death { name: client.name.clone(), at_us: last.unwrap_or_else(now_us) });
             }
         }
         living

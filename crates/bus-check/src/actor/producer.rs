@@ -1,6 +1,6 @@
 //! Sends messages of every kind: keyed, grouped, delayed, expiring, with ids of a wrong clock, alone, in batches, in transactions.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use cogo_bus_core::{Bus, Error};
 use cogo_contracts::{NewMessage, Tenant};
@@ -41,13 +41,14 @@ const BETWEEN_TRIES: Duration = Duration::from_millis(50);
 
 pub(super) async fn run(actor: &mut Actor, settings: &ProducerSettings) {
     let mut sent = 0;
+    let mut known = Known::default();
     while sent < settings.messages && !actor.is_stopped() {
         let left = settings.messages - sent;
         let messages: Vec<NewMessage> = if left > MANY_LEFT && actor.chance.percent(3) {
             alike(actor, sent)
         } else {
             let count = 1 + actor.chance.below(settings.batch.min(left));
-            (0..count).map(|number| message(actor, settings, sent + number)).collect()
+            (0..count).map(|number| message(actor, settings, &known, sent + number)).collect()
         };
         sent += messages.len() as u64;
         let accepted = if actor.chance.percent(10) {
@@ -56,6 +57,7 @@ pub(super) async fn run(actor: &mut Actor, settings: &ProducerSettings) {
         } else {
             send(actor, &messages).await
         };
+        known.add(&messages, &accepted);
         actor.fault.at(Point::Enqueued);
         if let Some(victim) = accepted.first()
             && !settings.plain
@@ -116,13 +118,15 @@ async fn send_in_transaction(actor: &mut Actor, messages: &[NewMessage]) {
 /// may be of another day than the others.
 fn alike(actor: &mut Actor, first: u64) -> Vec<NewMessage> {
     let now_ms = actor.bus.journal().client_ms();
+    let name = actor.name.clone();
     let chance = &mut actor.chance;
     let tenant = tenant(chance);
     let count = ALIKE + chance.below(ALIKE);
     (first..first + count)
         .map(|number| {
-            let mut message = NewMessage::new(ROUTE, Some(tenant.clone()), json!({"act": "plain", "number": number}));
+            let mut message = NewMessage::new(ROUTE, Some(tenant.clone()), json!({"act": "plain"}));
             message.id = chance.percent(5).then(|| id_by(now_ms, chance));
+            describe(&mut message, &name, number);
             message
         })
         .collect()
@@ -132,13 +136,13 @@ fn tenant(chance: &mut Chance) -> Tenant {
     Tenant::new(TENANTS[usize::try_from(chance.below(3)).unwrap_or(0)]).expect("the names are well formed")
 }
 
-fn message(actor: &mut Actor, settings: &ProducerSettings, number: u64) -> NewMessage {
+fn message(actor: &mut Actor, settings: &ProducerSettings, known: &Known, number: u64) -> NewMessage {
     let now_ms = actor.bus.journal().client_ms();
     let (name, label) = (&actor.name, &actor.label);
     let chance = &mut actor.chance;
     let tenant = tenant(chance);
     let act = if settings.plain { "plain" } else { act(chance) };
-    let mut message = NewMessage::new(ROUTE, Some(tenant), json!({"act": act, "number": number}));
+    let mut message = NewMessage::new(ROUTE, Some(tenant), json!({"act": act}));
     // few, so that a message that is failed on purpose ends within a check
     message.max_attempts = Some(3);
     match chance.below(10) {
@@ -150,17 +154,51 @@ fn message(actor: &mut Actor, settings: &ProducerSettings, number: u64) -> NewMe
     if chance.percent(30) {
         message.payload["__assignment"] = json!({"budget": {"maxTokens": 1_000}});
     }
-    if settings.plain {
-        return message;
+    if !settings.plain {
+        match chance.below(20) {
+            0 => message.delay_ms = Some(chance.below(300)),
+            1 => message.ttl_ms = Some(20 + chance.below(400)),
+            2 | 3 => message.group_key = Some(format!("group-{}", chance.below(4))),
+            4 => message.priority = Some(10),
+            5 | 6 => message.awaits = known.of(message.tenant.as_ref(), chance),
+            _ => {}
+        }
     }
-    match chance.below(20) {
-        0 => message.delay_ms = Some(chance.below(300)),
-        1 => message.ttl_ms = Some(20 + chance.below(400)),
-        2 | 3 => message.group_key = Some(format!("group-{}", chance.below(4))),
-        4 => message.priority = Some(10),
-        _ => {}
-    }
+    describe(&mut message, name, number);
     message
+}
+
+/// Says in the payload what the message is, so that the checker can hold its row, and what is handed out, against that.
+fn describe(message: &mut NewMessage, name: &str, number: u64) {
+    let said = json!({
+        "tenant": message.tenant, "key": message.idempotency_key, "group": message.group_key,
+        "priority": message.priority, "attempts": message.max_attempts, "awaits": message.awaits,
+    });
+    message.payload["mark"] = json!(format!("{name}/{number}"));
+    message.payload["said"] = said;
+}
+
+/// Messages that were acknowledged last, for others to wait for.
+#[derive(Default)]
+struct Known {
+    latest: VecDeque<(Option<Tenant>, Uuid)>,
+}
+
+impl Known {
+    const MOST: usize = 60;
+
+    fn add(&mut self, messages: &[NewMessage], accepted: &[Uuid]) {
+        let tenants = messages.iter().map(|message| message.tenant.clone());
+        self.latest.extend(tenants.zip(accepted.iter().copied()));
+        let over = self.latest.len().saturating_sub(Self::MOST);
+        self.latest.drain(..over);
+    }
+
+    /// Up to three of the same tenant.
+    fn of(&self, tenant: Option<&Tenant>, chance: &mut Chance) -> Vec<Uuid> {
+        let own = self.latest.iter().filter(|(whose, _)| whose.as_ref() == tenant).map(|(_, id)| *id);
+        own.filter(|_| chance.percent(20)).take(3).collect()
+    }
 }
 
 fn act(chance: &mut Chance) -> &'static str {

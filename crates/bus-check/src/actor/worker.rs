@@ -90,6 +90,9 @@ async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
     let mut left: Vec<Fence> = claimed.iter().map(Claimed::fence).collect();
     let mut renewed = Instant::now();
     for message in claimed {
+        if actor.is_stopped() {
+            return;
+        }
         // of a claim of many some wait long on a busy machine
         if renewed.elapsed() > lease / BEATS_PER_LEASE {
             renewed = Instant::now();
@@ -125,6 +128,10 @@ async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
     complete_all(actor, &plain).await;
     while heartbeats.join_next().await.is_some() {}
     for message in slow {
+        // whoever is told to end leaves the rest to others
+        if actor.is_stopped() {
+            return;
+        }
         extend_and_complete(actor, &message, lease).await;
     }
 }
@@ -144,7 +151,7 @@ pub(super) async fn complete_all(actor: &mut Actor, ended: &[(Fence, Completion)
     actor.fault.at(Point::Completed);
 }
 
-/// Whom and which attempt a result is from stands in it, so that the checker can tell.
+/// Of which message, by whom and in which attempt a result is stands in it, so that the checker can tell.
 pub(super) fn completion(actor: &Actor, message: &Claimed, follow_ups: usize) -> Completion {
     let usage = json!({"input_tokens": 7, "output_tokens": 3});
     let child = |number: usize| {
@@ -153,7 +160,7 @@ pub(super) fn completion(actor: &Actor, message: &Claimed, follow_ups: usize) ->
         child
     };
     Completion {
-        result: Some(json!({"by": actor.name, "attempt": message.attempt, "usage": usage})),
+        result: Some(json!({"of": message.id, "by": actor.name, "attempt": message.attempt, "usage": usage})),
         snippet: Some(format!("{} {}", actor.name, message.attempt)),
         result_url: None,
         follow_ups: (0..follow_ups).map(child).collect(),

@@ -30,18 +30,16 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
         }
         let Some(row) = index.by_id.get(id).filter(|row| row.has_ended()) else { continue };
         let last = by_attempt.keys().next_back().copied().unwrap_or(0);
-        let unseen = usize::try_from(row.attempts).unwrap_or(0).saturating_sub(by_attempt.len());
+        let nobody_knows =
+            |attempt: &i16| !by_attempt.contains_key(attempt) && !index.may_have_been_lost(row, *attempt);
+        let unseen = (1..=row.attempts).filter(nobody_knows).count();
         // neither a cancel nor the end of its time counts up for those who are just taking it
         let has_expired = row.status == "failed" && row.expires_us.is_some_and(|expires| row.done_us >= Some(expires));
         if last > row.attempts && row.status != "cancelled" && !has_expired {
             let what = format!("attempt {last} was given out, the row counts {}", row.attempts);
             report.add(Invariant::I3, Harm::Other, Some(*id), what, &[]);
         // one whose time passes in the moment of a claim counts as taken and is not handed out
-        } else if unseen > usize::from(has_expired)
-            && index.in_the_dark.is_empty()
-            && story.is_acknowledged()
-            && !story.was_unreadable(row)
-        {
+        } else if unseen > usize::from(has_expired) && story.is_acknowledged() && !story.was_unreadable(row) {
             let what = format!("{unseen} of {} attempts were given to nobody", row.attempts);
             let mut calls: Vec<&Call> = story.claims.iter().map(|claim| claim.call).collect();
             calls.extend(story.ends.iter().map(|end| end.call));
@@ -86,6 +84,7 @@ fn overlaps(index: &Index<'_>, story: &Story<'_>, former: &Claiming<'_>, latter:
     latter_returned < sure_until
 }
 
-fn still_held(extension: &Call, claim: &Claiming<'_>) -> bool {
+/// Whether the bus said that the lease was extended.
+pub(super) fn still_held(extension: &Call, claim: &Claiming<'_>) -> bool {
     matches!(extension.answer(), Some(crate::history::Answer::Still(still)) if still.contains(&claim.taken.held.id))
 }

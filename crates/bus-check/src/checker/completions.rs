@@ -1,9 +1,13 @@
 //! I3, second half: a message is completed once, by the one who held it, and what was recorded stays.
 
-use crate::{history::Call, rows::MessageRow};
+use crate::{
+    history::{Answer, Call},
+    rows::MessageRow,
+};
 
 use super::{
     Harm, Invariant, Report,
+    claims::still_held,
     index::{End, Index, Story, Way},
 };
 
@@ -30,6 +34,7 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
             }
         }
     }
+    leases_are_renewed_for_their_holders(index, report);
     let none = Story::default();
     for row in &index.rows.messages {
         let story = index.stories.get(&row.id).unwrap_or(&none);
@@ -45,12 +50,29 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     }
 }
 
+/// Nobody renews what is somebody else's by now.
+fn leases_are_renewed_for_their_holders(index: &Index<'_>, report: &mut Report) {
+    for extension in index.extensions.values().flatten() {
+        let Some(Answer::Still(still)) = extension.call.answer() else { continue };
+        for held in extension.held.iter().filter(|held| still.contains(&held.id)) {
+            let claims = index.stories.get(&held.id).map_or(&[][..], |story| story.claims.as_slice());
+            let later = claims.iter().find(|claim| {
+                let is_before = claim.call.returned_us.is_some_and(|returned| returned < extension.call.invoked_us);
+                claim.attempt() > held.attempt && is_before
+            });
+            if let Some(later) = later {
+                let what = format!("attempt {} was renewed although {} was given out", held.attempt, later.attempt());
+                report.add(Invariant::I3, Harm::Stale, Some(held.id), what, &[later.call, extension.call]);
+            }
+        }
+    }
+}
+
 /// Why an end should not have been accepted.
 fn why_stale<'a>(index: &Index<'a>, story: &Story<'a>, end: &End<'a>) -> Option<(String, Vec<&'a Call>)> {
     let claim = story.claims.iter().find(|claim| claim.attempt() == end.attempt && claim.holder == end.holder);
     let Some(claim) = claim else {
-        let may_not_know = index.in_the_dark.contains(end.holder);
-        return (!may_not_know).then(|| {
+        return (!index.may_not_know(end.holder, end.call.invoked_us)).then(|| {
             (format!("attempt {} of {} was accepted and never given to it", end.attempt, end.holder), vec![end.call])
         });
     };
@@ -67,16 +89,21 @@ fn why_stale<'a>(index: &Index<'a>, story: &Story<'a>, end: &End<'a>) -> Option<
         // what is handed back may have lapsed: it is queued either way
         return None;
     }
-    // a lease may be kept for a whole batch, so any extension of the holder counts
     let mut latest = claim.call.returned_us? + claim.lease_ms * 1000;
-    for extension in index.extensions.get(end.holder).map_or(&[][..], Vec::as_slice) {
+    let extensions = index.extensions.get(end.holder).map_or(&[][..], Vec::as_slice);
+    for extension in extensions.iter().filter(|extension| extension.held.contains(&claim.taken.held)) {
         if extension.call.is_unknown() {
             return None;
         }
-        latest = latest.max(extension.call.returned_us? + extension.lease_ms * 1000);
+        if still_held(extension.call, claim) {
+            latest = latest.max(extension.call.returned_us? + extension.lease_ms * 1000);
+        }
     }
-    (end.call.invoked_us > latest + SLACK_US).then(|| {
-        let late = (end.call.invoked_us - latest) / 1000;
+    // a call may come late to the server: what counts is when it was done
+    let row = index.by_id.get(&claim.taken.held.id).filter(|row| end.completes() && row.attempts == end.attempt);
+    let accepted = row.and_then(|row| row.done_us).unwrap_or(end.call.invoked_us);
+    (accepted > latest + SLACK_US).then(|| {
+        let late = (accepted - latest) / 1000;
         (format!("attempt {} was accepted {late} ms after its lease", end.attempt), vec![claim.call, end.call])
     })
 }

@@ -1,6 +1,13 @@
 //! I2: everything ends once faults stop, for a reason that the history or the row can tell.
 
-use crate::{history::Call, rows::MessageRow};
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::{
+    history::{Answer, Call},
+    rows::MessageRow,
+};
 
 use super::{
     Harm, Invariant, Report, Rest,
@@ -33,8 +40,43 @@ pub(super) fn check(index: &Index<'_>, rest: Rest, report: &mut Report) {
         }
         audit_tells_of_the_end(index, row, report);
     }
+    cancelled_as_told(index, report);
+    replayed_once(index, report);
     if rest == Rest::UnderWay {
         report.not_applicable.push((Invariant::I2, "the work was under way when the rows were read"));
+    }
+}
+
+/// Who cancels is told how many were cancelled, and they stay so.
+fn cancelled_as_told(index: &Index<'_>, report: &mut Report) {
+    if index.was_retained() {
+        return;
+    }
+    let mut cancelled: HashMap<Uuid, u64> = HashMap::new();
+    for row in index.rows.messages.iter().filter(|row| row.status == "cancelled") {
+        let named = [Some(row.root_id), (row.id != row.root_id).then_some(row.id)];
+        named.into_iter().flatten().for_each(|id| *cancelled.entry(id).or_default() += 1);
+    }
+    for (root, calls) in &index.cancels {
+        let told: u64 =
+            calls.iter().map(|call| if let Some(Answer::Count(count)) = call.answer() { *count } else { 0 }).sum();
+        let there = cancelled.get(root).copied().unwrap_or(0);
+        if told > there {
+            let what = format!("{told} were said to be cancelled, {there} are");
+            report.add(Invariant::I2, Harm::Other, Some(*root), what, calls);
+        }
+    }
+}
+
+/// A dead letter is sent again once, unless what was sent has come to nothing itself.
+fn replayed_once(index: &Index<'_>, report: &mut Report) {
+    let mut alive: HashMap<Uuid, usize> = HashMap::new();
+    for row in index.rows.messages.iter().filter(|row| !matches!(row.status.as_str(), "failed" | "cancelled")) {
+        row.replay_of.into_iter().for_each(|letter| *alive.entry(letter).or_default() += 1);
+    }
+    for (letter, count) in alive.into_iter().filter(|(_, count)| *count > 1) {
+        let what = format!("{count} replays of one dead letter");
+        report.add(Invariant::I4, Harm::Duplicated, Some(letter), what, &[]);
     }
 }
 
@@ -42,7 +84,8 @@ pub(super) fn check(index: &Index<'_>, rest: Rest, report: &mut Report) {
 fn failures_have_a_reason(row: &MessageRow, story: &Story<'_>, report: &mut Report) {
     let used_up = row.attempts - row.released >= row.max_attempts;
     // a retry that could only come after the time to live is none
-    let may_have_expired = row.expires_us.is_some();
+    let is_over = row.expires_us.is_some_and(|expires| row.done_us >= Some(expires));
+    let may_have_expired = is_over || (row.expires_us.is_some() && row.attempts > row.released);
     let handed_back_too_often = row.released >= 1000;
     let given_up =
         story.ends.iter().any(|end| end.may_count() && matches!(end.way, Way::Fail { retriable: false, .. }));

@@ -1,12 +1,12 @@
 //! A history turned over: what it says of each message, and what is common to all.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
 use crate::{
     history::{Accepted, Answer, Call, Ending, Held, Operation, Sent, Taken},
-    rows::{EventRow, MessageRow, Rows},
+    rows::{AttemptRow, EventRow, MessageRow, Rows},
 };
 
 /// An acknowledged sending.
@@ -95,7 +95,8 @@ impl Story<'_> {
 
     /// Whether the client library refused it by itself: what it cannot read it claims and fails without showing it.
     pub(super) fn was_unreadable(&self, row: &MessageRow) -> bool {
-        row.status == "failed" && row.attempts == 1 && self.claims.is_empty()
+        let says_so = row.error.as_deref().is_some_and(|error| error.starts_with("payload cannot be read"));
+        says_so && row.status == "failed" && row.attempts == 1 && self.claims.is_empty()
     }
 }
 
@@ -111,8 +112,10 @@ pub(super) struct Index<'a> {
     pub(super) cancels: HashMap<Uuid, Vec<&'a Call>>,
     /// Extensions that happened or may have, by holder.
     pub(super) extensions: HashMap<&'a str, Vec<Extension<'a>>>,
-    /// Holders with a claim of which they do not know what it gave them.
-    pub(super) in_the_dark: HashSet<&'a str>,
+    /// Claims of which their holders do not know what they gave them, by holder.
+    pub(super) in_the_dark: HashMap<&'a str, Vec<&'a Call>>,
+    /// Claims that ended without a completion, as the database notes them.
+    noted: HashMap<Held, &'a AttemptRow>,
     /// Retention that removed something or may have.
     pub(super) retentions: Vec<&'a Call>,
     /// Whether holders were declared gone, by name or by a successor.
@@ -130,7 +133,8 @@ impl<'a> Index<'a> {
             children: HashMap::new(),
             cancels: HashMap::new(),
             extensions: HashMap::new(),
-            in_the_dark: HashSet::new(),
+            in_the_dark: HashMap::new(),
+            noted: rows.attempts.iter().map(noted).collect(),
             retentions: Vec::new(),
             evictions: Vec::new(),
         };
@@ -155,6 +159,23 @@ impl<'a> Index<'a> {
             call.may_have_happened()
                 && matches!(call.operation, Operation::Replay { dead_letter: id } if id == dead_letter)
         })
+    }
+
+    /// Whether a holder may have been given something by then without learning of it.
+    pub(super) fn may_not_know(&self, holder: &str, by_us: i64) -> bool {
+        self.in_the_dark.get(holder).is_some_and(|claims| claims.iter().any(|call| call.invoked_us <= by_us))
+    }
+
+    /// Whether an attempt that nobody tells of is that of a claim whose answer was lost.
+    pub(super) fn may_have_been_lost(&self, row: &MessageRow, attempt: i16) -> bool {
+        let held = Held { id: row.id, attempt };
+        match (self.noted.get(&held), &row.claimed_by) {
+            (Some(noted), _) => self.may_not_know(&noted.holder, noted.started_us.unwrap_or(i64::MAX)),
+            (None, Some(holder)) if attempt == row.attempts => {
+                self.may_not_know(holder, row.claimed_us.unwrap_or(i64::MAX))
+            }
+            (None, _) => false,
+        }
     }
 
     fn story(&mut self, id: Uuid) -> &mut Story<'a> {
@@ -228,7 +249,7 @@ impl<'a> Index<'a> {
 
     fn add_claims(&mut self, call: &'a Call, holder: &'a str, lease_ms: i64) {
         if call.is_unknown() {
-            self.in_the_dark.insert(holder);
+            self.in_the_dark.entry(holder).or_default().push(call);
         }
         let Some(Answer::Taken(all)) = call.answer() else { return };
         for taken in all {
@@ -239,6 +260,10 @@ impl<'a> Index<'a> {
     fn add_end(&mut self, call: &'a Call, holder: &'a str, held: Held, way: Way<'a>, verdict: Verdict) {
         self.story(held.id).ends.push(End { call, holder, attempt: held.attempt, way, verdict });
     }
+}
+
+fn noted(row: &AttemptRow) -> (Held, &AttemptRow) {
+    (Held { id: row.id, attempt: row.attempt }, row)
 }
 
 /// Of a call whose answer does not name the message.

@@ -2,9 +2,11 @@
 
 mod claims;
 mod completions;
+mod content;
 mod endings;
 mod groups;
 mod index;
+mod limits;
 mod retention;
 mod sending;
 mod slots;
@@ -13,6 +15,7 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 mod times;
+mod waits;
 
 use std::fmt;
 
@@ -47,6 +50,10 @@ pub enum Invariant {
     I10,
     /// Messages of a group run in order, one at a time.
     Group,
+    /// What awaits others starts after they have ended.
+    Awaits,
+    /// No more run at once than a limit says.
+    Limit,
 }
 
 impl Invariant {
@@ -63,6 +70,8 @@ impl Invariant {
             Self::I9 => "I9 retention never removes unfinished rows",
             Self::I10 => "I10 counters shown are rows in the table",
             Self::Group => "a group runs in order, one at a time",
+            Self::Limit => "no more run at once than a limit says",
+            Self::Awaits => "what awaits others starts after they have ended",
         }
     }
 }
@@ -192,12 +201,15 @@ pub fn check(calls: &[Call], rows: &Rows, rest: Rest) -> Report {
     let mut report = Report { calls: calls.len(), unknown, messages: rows.messages.len(), ..Report::default() };
     let index = Index::new(calls, rows);
     sending::check(&index, &mut report);
+    content::check(&index, &mut report);
     retention::check(&index, &mut report);
     endings::check(&index, rest, &mut report);
     claims::check(&index, &mut report);
     completions::check(&index, &mut report);
     times::check(&index, &mut report);
     groups::check(&index, &mut report);
+    waits::check(&index, &mut report);
+    limits::check(&index, &mut report);
     spending::check(&index, &mut report);
     tenants::check(&index, &mut report);
     slots::check(&index, &mut report);

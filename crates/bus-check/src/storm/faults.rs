@@ -20,7 +20,8 @@ const POSTGRES_IN: u64 = 25;
 /// A client gives a call up after this, so that half-open connections end.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
-const POINTS: [Point; 9] = [
+/// Where workers are killed by their own hand.
+const POINTS: [Point; 8] = [
     Point::Claiming,
     Point::Claimed,
     Point::Extending,
@@ -29,8 +30,9 @@ const POINTS: [Point; 9] = [
     Point::Failing,
     Point::Releasing,
     Point::InTransaction,
-    Point::Enqueueing,
 ];
+/// The same of producers.
+const SENDING: [Point; 3] = [Point::Enqueueing, Point::Enqueued, Point::InTransaction];
 
 /// A round under way.
 pub(super) struct Storming<'a> {
@@ -80,12 +82,13 @@ impl<'a> Storming<'a> {
         tally: &mut Tally,
         progress: &mut impl FnMut(&Tally),
     ) -> anyhow::Result<()> {
-        let before = tally.messages;
+        let (before, killed_before) = (tally.messages, tally.clients_killed);
         loop {
             let stored: Result<i64, _> =
                 sqlx::query_scalar("select count(*) from public.agent_messages").fetch_one(&self.server.pool).await;
             let sent = stored.map_or(0, |stored| stored.unsigned_abs().saturating_sub(former as u64));
             tally.messages = before + sent;
+            tally.clients_killed = killed_before + u32::try_from(self.scene.deaths().len()).unwrap_or(u32::MAX);
             progress(tally);
             tally.messages = before;
             if sent >= messages {
@@ -129,16 +132,16 @@ impl<'a> Storming<'a> {
         let living = self.scene.living();
         let count = |kind: &str| living.iter().filter(|name| name.starts_with(kind)).count();
         for _ in count("producer")..usize::try_from(PRODUCERS).unwrap_or(0) {
-            let start = Start { skew_ms: self.skew(), ..Start::new(producer((left / PRODUCERS).max(1))) };
-            self.start(start, None).await?;
+            let fault = self.chance.percent(20).then(|| fault(self.chance, &SENDING));
+            let start = Start { fault, skew_ms: self.skew(), ..Start::new(producer((left / PRODUCERS).max(1))) };
+            let proxy = self.chance.percent(50).then_some(0);
+            self.start(start, proxy).await?;
         }
         for _ in count("keeper")..KEEPERS {
             self.start(Start::new(keeper()), None).await?;
         }
         for _ in count("worker")..1 + DIRECT_WORKERS + PROXIES {
-            let point = POINTS[usize::try_from(self.chance.below(POINTS.len() as u64)).unwrap_or(0)];
-            let nth = 1 + u32::try_from(self.chance.below(20)).unwrap_or(0);
-            let fault = self.chance.percent(30).then_some(Fault { point, nth, how: How::Kill });
+            let fault = self.chance.percent(30).then(|| fault(self.chance, &POINTS));
             let proxy = usize::try_from(self.chance.below(PROXIES as u64 + 1)).unwrap_or(0);
             let role = worker(self.lease, self.chance);
             let start = Start { fault, skew_ms: self.skew(), ..Start::new(role) };
@@ -165,7 +168,7 @@ impl<'a> Storming<'a> {
         let proxy = usize::try_from(self.chance.below(PROXIES as u64)).unwrap_or(0);
         let kind = self.chance.below(10);
         match kind {
-            0..4 => tally.clients_killed += u32::from(self.kill()),
+            0..4 => self.kill(),
             4 => tally.workers_stopped += u32::from(self.put_to_sleep()),
             _ => {
                 tally.connections_disturbed += 1;
@@ -182,14 +185,16 @@ impl<'a> Storming<'a> {
         living.into_iter().nth(pick)
     }
 
-    fn kill(&mut self) -> bool {
+    fn kill(&mut self) {
         let kind = match self.chance.below(6) {
             0 => "producer",
             1 => "keeper",
             _ => "worker",
         };
-        let Some(victim) = self.pick(kind) else { return false };
-        self.scene.signal(&victim, Signal::KILL).is_ok()
+        if let Some(victim) = self.pick(kind) {
+            // one that has just ended cannot be killed any more
+            let _ = self.scene.signal(&victim, Signal::KILL);
+        }
     }
 
     /// Past its lease, and back.
@@ -225,4 +230,10 @@ impl<'a> Storming<'a> {
             _ => proxy.flow(Direction::Open, Direction::Open),
         }
     }
+}
+
+/// A kill by one's own hand at one of these points.
+fn fault(chance: &mut Chance, points: &[Point]) -> Fault {
+    let point = points[usize::try_from(chance.below(points.len() as u64)).unwrap_or(0)];
+    Fault { point, nth: 1 + u32::try_from(chance.below(20)).unwrap_or(0), how: How::Kill }
 }

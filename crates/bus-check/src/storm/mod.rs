@@ -5,19 +5,21 @@ mod recovery;
 mod server;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use cogo_bus_core::{Bus, CountedBy, Limit};
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::signal::unix::{SignalKind, signal};
 use uuid::Uuid;
 
 use crate::{
-    Chance, Handling, Harm, KeeperSettings, ProducerSettings, RecordedBus, Report, Rest, Role, Scene, WorkerSettings,
+    Chance, Handling, Harm, KeeperSettings, ProducerSettings, ROUTE, RecordedBus, Report, Rest, Role, Scene,
+    WorkerSettings,
     journal::{Journal, now_us},
 };
 
@@ -38,6 +40,8 @@ pub struct StormSettings {
     pub seed: u64,
     /// How long workers own what they claim.
     pub lease: Duration,
+    /// Statements that break the bus before it begins, to see that the checker sees it.
+    pub sabotage: Option<String>,
 }
 
 /// What came of it.
@@ -95,6 +99,10 @@ pub struct Tally {
     pub seed: u64,
     /// Rounds that have ended.
     pub rounds: u32,
+    /// Those in which not everything had ended 15 minutes after the faults, without anybody's help.
+    pub rounds_unfinished: u32,
+    /// Promises about which no round said anything, such as those of the registry, which takes no part.
+    pub not_judged: BTreeSet<String>,
     /// Rows of ended rounds that retention may not remove yet, such as those with ids of a clock that is ahead.
     pub rows_left: usize,
     /// Time under faults, in seconds.
@@ -126,6 +134,9 @@ const DRAIN: Duration = Duration::from_secs(900);
 pub async fn storm(settings: &StormSettings, mut progress: impl FnMut(&Tally)) -> anyhow::Result<Tally> {
     let directory = tempfile::Builder::new().prefix("cogo-storm-").tempdir().context("make a directory")?;
     let server = Box::pin(Server::start(directory.path())).await?;
+    if let Some(statements) = &settings.sabotage {
+        sqlx::raw_sql(AssertSqlSafe(statements.as_str())).execute(&server.pool).await.context("break the bus")?;
+    }
     let begin = Instant::now();
     let recovery_limit_s = (settings.lease + AFTER_THE_LEASE).as_secs_f64();
     let lease_s = settings.lease.as_secs_f64();
@@ -134,7 +145,7 @@ pub async fn storm(settings: &StormSettings, mut progress: impl FnMut(&Tally)) -
     let mut round = 0;
     let mut former = HashSet::new();
     // rows of a broken round are left as they are, so it is the last
-    while tally.messages < settings.messages && tally.violations == 0 {
+    while tally.messages < settings.messages && tally.violations + tally.rounds_unfinished as usize == 0 {
         round += 1;
         let messages = settings.round.min(settings.messages - tally.messages);
         let round = Round { number: round, messages, former: std::mem::take(&mut former) };
@@ -190,12 +201,17 @@ async fn weather(
         Scene::new(program.clone(), &arguments, &server.url, chance.number())?.labelled(&format!("-r{}", round.number));
     let former = round.former.len();
     let scene = scene.after(round.former);
+    // limited claims go another way than those of a route without limits
+    let is_limited = round.number.is_multiple_of(2);
+    limit(&server.pool, is_limited.then_some(MOST_OF_A_TENANT)).await?;
     let mut storming = Storming::begin(scene, server, settings.lease, chance).await?;
     let begin = Instant::now();
     storming.blow(round.messages, former, tally, progress).await?;
     tally.stormy_s += begin.elapsed().as_secs_f64();
     let (mut scene, outages) = storming.calm().await?;
-    let drain = scene.drained(&server.pool, DRAIN).await.unwrap_or(DRAIN);
+    let drained = scene.drained(&server.pool, DRAIN).await;
+    tally.rounds_unfinished += u32::from(drained.is_none());
+    let drain = drained.unwrap_or(DRAIN);
     tally.drain_max_s = tally.drain_max_s.max(drain.as_secs_f64());
     tally.draining_s += drain.as_secs_f64();
     let begin = Instant::now();
@@ -203,7 +219,10 @@ async fn weather(
     let taken_back = recovery::taken_back(&server.pool).await?;
     let recoveries = recovery::recoveries(&scene.history()?, scene.deaths(), &outages, &taken_back);
     tally.add(&report);
-    tally.add_recoveries(&recoveries, settings.lease + AFTER_THE_LEASE);
+    // a limit keeps messages waiting while workers are free, however soon they are back
+    if !is_limited {
+        tally.add_recoveries(&recoveries, settings.lease + AFTER_THE_LEASE);
+    }
     if !report.violations.is_empty() {
         return Ok(HashSet::new());
     }
@@ -217,7 +236,7 @@ impl Tally {
     /// nobody late.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.violations == 0 && self.recoveries_late == self.recoveries_waiting
+        self.violations == 0 && self.rounds_unfinished == 0 && self.recoveries_late == self.recoveries_waiting
     }
 
     fn add(&mut self, report: &Report) {
@@ -228,6 +247,8 @@ impl Tally {
         self.violations += report.violations.len();
         self.calls += report.calls;
         self.unknown += report.unknown;
+        let not_judged = report.not_applicable.iter().map(|(invariant, _)| format!("{invariant:?}")).collect();
+        self.not_judged = if self.rounds == 0 { not_judged } else { &self.not_judged & &not_judged };
         if !report.violations.is_empty() {
             self.reports.push(report.to_string());
         }
@@ -261,21 +282,32 @@ async fn sweep(pool: &PgPool) -> anyhow::Result<HashSet<Uuid>> {
     Ok(left.into_iter().map(|(id, _)| id).collect())
 }
 
+/// Sets or removes the limit of each tenant.
+async fn limit(pool: &PgPool, max_running: Option<u32>) -> anyhow::Result<()> {
+    let limit = Limit { counted_by: CountedBy::Tenant, subject: None, max_running, per_second: None, burst: None };
+    Bus::new(pool.clone()).set_limit(&ROUTE, &limit, "storm").await.context("limit the route")
+}
+
+/// How many messages of one tenant run at once in limited rounds.
+const MOST_OF_A_TENANT: u32 = 50;
+
 /// Claims of few and of many are kept differently by some layouts.
 const CLAIMS: [u16; 3] = [4, 40, 150];
 
 fn worker(lease: Duration, chance: &mut Chance) -> Role {
-    worker_of(lease, CLAIMS[usize::try_from(chance.below(CLAIMS.len() as u64)).unwrap_or(0)])
+    let batch = CLAIMS[usize::try_from(chance.below(CLAIMS.len() as u64)).unwrap_or(0)];
+    let handling = if chance.percent(20) { Handling::Batch { work_ms: 20 } } else { Handling::OneByOne };
+    worker_of(lease, batch, handling)
 }
 
 /// One that comes back for more at once, so that what is given back does not wait for it.
 fn quick_worker(lease: Duration) -> Role {
-    worker_of(lease, CLAIMS[0])
+    worker_of(lease, CLAIMS[0], Handling::OneByOne)
 }
 
-fn worker_of(lease: Duration, batch: u16) -> Role {
+fn worker_of(lease: Duration, batch: u16, handling: Handling) -> Role {
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true, handling: Handling::OneByOne })
+    Role::Worker(WorkerSettings { lease_ms, batch, poll_ms: 100, listens: true, handling })
 }
 
 fn keeper() -> Role {

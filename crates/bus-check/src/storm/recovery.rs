@@ -136,7 +136,7 @@ mod tests {
 
     fn claim(holder: &str, attempt: i16, returned_us: i64) -> Call {
         let held = Held { id: Uuid::from_u128(1), attempt };
-        let taken = Taken { held, tenant: "acme".to_owned(), remaining_ms: None };
+        let taken = Taken { held, tenant: "acme".to_owned(), remaining_ms: None, mark: None };
         Call {
             process: holder.to_owned(),
             number: 1,

@@ -41,6 +41,7 @@ async fn old_worker(pool: PgPool, journal: Journal, most: i32, stop: Cancellatio
             held: Held { id: *id, attempt: *attempt },
             tenant: tenant.clone(),
             remaining_ms: None,
+            mark: None,
         });
         journal.returned(asked, Outcome::Ok(Answer::Taken(taken.collect())));
         for (id, attempt, _, _) in &claimed {

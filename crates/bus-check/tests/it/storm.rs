@@ -14,9 +14,11 @@ async fn short_storm_breaks_no_promise() {
         round: 1_500,
         seed: seed(),
         lease: Duration::from_millis(1_000),
+        sabotage: None,
     };
     let tally = Box::pin(storm(&settings, |_| {})).await.unwrap();
     assert_eq!(tally.violations, 0, "seed {}: {}", settings.seed, tally.reports.join("\n"));
+    assert!(tally.holds(), "{tally:?}");
     assert!(tally.messages >= settings.messages && tally.unknown > 0 && tally.rounds >= 2, "{tally:?}");
     println!("{tally:?}");
 }

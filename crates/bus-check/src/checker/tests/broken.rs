@@ -19,7 +19,7 @@ fn acknowledged_message_that_is_gone_breaks_i1() {
 #[test]
 fn half_a_batch_breaks_i1() {
     let mut script = Script::default();
-    let sent = |number| Sent { id: Some(id(number)), tenant: "acme".to_owned(), key: None };
+    let sent = |number| Sent { id: Some(id(number)), tenant: "acme".to_owned(), key: None, mark: None };
     script.call(Operation::Enqueue { messages: vec![sent(1), sent(2)] }, unknown());
     script.claim("a", 1, 1);
     script.complete("a", 1, 1, true);
@@ -225,7 +225,7 @@ fn message_that_nobody_sent_breaks_i4() {
     script.breaks(Invariant::I4, "nobody sent");
 
     let mut script = Script::default();
-    let messages = vec![Sent { id: Some(id(1)), tenant: "acme".to_owned(), key: None }];
+    let messages = vec![Sent { id: Some(id(1)), tenant: "acme".to_owned(), key: None, mark: None }];
     script.call(Operation::Enqueue { messages }, refused());
     script.claim("a", 1, 1);
     script.complete("a", 1, 1, true);

@@ -15,7 +15,7 @@ fn start_after_the_time_to_live_breaks_i5() {
 
     let mut script = Script::default();
     script.send(1);
-    let taken = Taken { held: held(1, 1), tenant: "acme".to_owned(), remaining_ms: Some(-50) };
+    let taken = Taken { held: held(1, 1), tenant: "acme".to_owned(), remaining_ms: Some(-50), mark: None };
     let asked = Operation::Claim { holder: "a".to_owned(), lease_ms: LEASE_MS };
     script.call(asked, ok(Answer::Taken(vec![taken])));
     script.complete("a", 1, 1, true);

@@ -8,7 +8,7 @@ fn keyed(key: &str) -> Sent {
 }
 
 fn sent_with_id(number: u128) -> Sent {
-    Sent { id: Some(id(number)), tenant: "acme".to_owned(), key: None }
+    Sent { id: Some(id(number)), tenant: "acme".to_owned(), key: None, mark: None }
 }
 
 #[test]
@@ -85,6 +85,7 @@ fn unknown_claim_explains_an_attempt_that_nobody_knows() {
     script.claim("b", 1, 2);
     script.complete("b", 1, 2, true);
     script.row(1, "done", "b", 2);
+    script.noted(1, 1, "a", Some(2_000));
     script.passes();
 }
 

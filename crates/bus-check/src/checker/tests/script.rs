@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    Accepted, AgentRow, Answer, Call, Ending, EventRow, Held, Invariant, MessageRow, Operation, Outcome, Report, Rest,
-    Rows, Sent, Taken, check,
+    Accepted, AgentRow, Answer, AttemptRow, Call, Ending, EventRow, Held, Invariant, MessageRow, Operation, Outcome,
+    Report, Rest, Rows, Sent, Taken, check,
 };
 
 /// Lease of every claim in these histories, in ms.
@@ -75,7 +75,7 @@ impl Script {
     }
 
     pub(super) fn claim(&mut self, holder: &str, number: u128, attempt: i16) {
-        let taken = Taken { held: held(number, attempt), tenant: "acme".to_owned(), remaining_ms: None };
+        let taken = Taken { held: held(number, attempt), tenant: "acme".to_owned(), remaining_ms: None, mark: None };
         self.call(claiming(holder), ok(Answer::Taken(vec![taken])));
     }
 
@@ -123,7 +123,11 @@ impl Script {
             idempotency_key: None,
             group_key: None,
             result: (status == "done").then(|| reply(holder, attempts)),
+            error: None,
+            priority: 500,
             assignment: None,
+            mark: None,
+            said: None,
         });
         self.rows.messages.last_mut().unwrap()
     }
@@ -131,6 +135,11 @@ impl Script {
     pub(super) fn event(&mut self, number: u128, kind: &str) {
         let tenant = "acme".to_owned();
         self.rows.events.push(EventRow { kind: kind.to_owned(), tenant, message_id: id(number), attempt: None });
+    }
+
+    /// What the database notes of an attempt that ended without a completion.
+    pub(super) fn noted(&mut self, number: u128, attempt: i16, holder: &str, started_us: Option<i64>) {
+        self.rows.attempts.push(AttemptRow { id: id(number), attempt, holder: holder.to_owned(), started_us });
     }
 
     pub(super) fn agent(&mut self, epoch: i64) {

@@ -1,8 +1,8 @@
 //! The account at the end of a chaos run: every call that was noted against every row that is there.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use cogo_bus_check::{Call, Report, Rest, Rows, check, read_journal};
+use cogo_bus_check::{Call, Operation, Outcome, Report, Rest, Rows, check, read_journal};
 use cogo_registry_core::Registry;
 use sqlx::PgPool;
 
@@ -42,10 +42,12 @@ pub(crate) struct Effects {
 
 /// Reads everything and judges; nobody may be at work any more.
 pub(crate) async fn settle(pool: &PgPool, sent: Vec<Call>, journals: &Path) -> Result<Account, Failure> {
+    let rows = Rows::load(pool).await?;
     let mut calls = sent;
     calls.extend(read_journals(journals)?);
+    let holders: BTreeSet<&str> = rows.attempts.iter().map(|attempt| attempt.holder.as_str()).collect();
+    calls.extend(holders.into_iter().map(unnoted));
     calls.sort_by_key(|call| call.invoked_us);
-    let rows = Rows::load(pool).await?;
     let attempts = attempts(pool).await?;
     let mut acts: Vec<Act> =
         attempts.iter().map(|(holder, at_us)| Act { holder: holder.clone(), what: "a claim", at_us: *at_us }).collect();
@@ -64,6 +66,19 @@ pub(crate) async fn settle(pool: &PgPool, sent: Vec<Call>, journals: &Path) -> R
         failed: with_status("failed"),
         taken_back: attempts.len(),
     })
+}
+
+/// A claim that its process did not live to note: it does so only when a handler begins.
+fn unnoted(holder: &str) -> Call {
+    Call {
+        process: holder.to_owned(),
+        number: 0,
+        invoked_us: 0,
+        client_ms: 0,
+        operation: Operation::Claim { holder: holder.to_owned(), lease_ms: 0 },
+        outcome: Outcome::Unknown("what was claimed before a handler began is not noted".to_owned()),
+        returned_us: None,
+    }
 }
 
 fn read_journals(directory: &Path) -> Result<Vec<Call>, Failure> {

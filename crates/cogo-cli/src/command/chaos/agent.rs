@@ -4,7 +4,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Mutex,
     time::Duration,
 };
 
@@ -89,7 +88,7 @@ impl Service for ChaosWorker {
         let settings = frame.settings().clone();
         let name = format!("{WORKER}-{}-{}", frame.common().agent_slot, std::process::id());
         let journal = Journal::in_file(&name, 0, &Path::new(&settings.chaos_journals).join(&name))?;
-        frame.worker(Work { journal, clock: settings.chaos_clock.into(), known: Mutex::default() });
+        frame.worker(Work { journal, clock: settings.chaos_clock.into() });
         Ok(())
     }
 }
@@ -110,8 +109,6 @@ pub(crate) struct Task {
 struct Work {
     journal: Journal,
     clock: PathBuf,
-    /// The last name under which this process was seen to claim.
-    known: Mutex<String>,
 }
 
 impl Handler for Work {
@@ -142,16 +139,9 @@ impl Handler for Work {
 impl Work {
     /// Notes that it has the message, but not for how long: the frame knows when the claim came and how it was extended.
     fn note_claim(&self, held: Held, claim: &Claim) {
-        let asked = || Operation::Claim { holder: claim.holder().to_owned(), lease_ms: 0 };
-        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *known != claim.holder() {
-            claim.holder().clone_into(&mut known);
-            // there are claims of which nothing is noted: the process died before its handler began
-            self.journal.invoked(asked());
-        }
-        drop(known);
-        let taken = Taken { held, tenant: claim.tenant().to_owned(), remaining_ms: None };
-        let number = self.journal.invoked(asked());
+        let asked = Operation::Claim { holder: claim.holder().to_owned(), lease_ms: 0 };
+        let taken = Taken { held, tenant: claim.tenant().to_owned(), remaining_ms: None, mark: None };
+        let number = self.journal.invoked(asked);
         self.journal.returned(number, Outcome::Ok(Answer::Taken(vec![taken])));
     }
 
