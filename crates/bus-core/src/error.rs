@@ -1,5 +1,14 @@
 //! What can go wrong on the bus, told apart where a caller would act differently.
 
+/// SQLSTATE classes of a database that is not there or not able just now: connection, resources, operator, system.
+const AWAY: [&str; 4] = ["08", "53", "57", "58"];
+/// A statement that took too long is in class 57, but it would take too long again.
+const TOOK_TOO_LONG: &str = "57014";
+/// Two transactions stood in each other's way.
+const ROLLED_BACK: &str = "40";
+/// A lock was not to be had in time, and a server that takes no writes just now, as while another takes over.
+const NOT_NOW: [&str; 2] = ["55P03", "25006"];
+
 /// Error of a bus operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -40,10 +49,32 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later.
+    /// How often a call is made that the database fails for a reason of its own, one that is not [`Error::is_passing`],
+    /// before that is its answer.
+    pub const REFUSALS: u8 = 3;
+
+    /// Whether the database said nothing about the request itself: it did not answer, broke off, or failed for a reason of
+    /// its own. The same call may succeed later, but that reason may also stay until somebody removes it, as a right that
+    /// is missing does: who would call without end asks [`Error::is_passing`].
     #[must_use]
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Database(_))
+    }
+
+    /// Whether nothing speaks against making the same call again, as often as it takes: the database is away or not able
+    /// just now, or another transaction stood in the way.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        is_away(error) || code.is_some_and(|code| code.starts_with(ROLLED_BACK) || NOT_NOW.contains(&&*code))
+    }
+
+    /// Whether no later call can do better: the content is refused, the message does not exist or a row cannot be read. A
+    /// conflict is not final, since states change, as that of a route that is being drained.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Database(_) | Self::Conflict { .. })
     }
 
     /// The error of a statement that reads `what`, a table or function.
@@ -75,6 +106,23 @@ impl Error {
     }
 }
 
+/// Whether the same call would succeed once the database is back.
+fn is_away(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Database(refusal) => {
+            refusal.code().is_some_and(|code| code != TOOK_TOO_LONG && AWAY.iter().any(|class| code.starts_with(class)))
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::BeginFailed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         Self::reading("the database")(error)
@@ -90,10 +138,37 @@ mod tests {
         let column = sqlx::Error::ColumnDecode { index: "\"result\"".to_owned(), source: "number out of range".into() };
         for unreadable in [column, sqlx::Error::Decode("number out of range".into())] {
             let error = Error::from(unreadable);
-            assert!(!error.is_transient(), "{error:?}");
+            assert!(!error.is_transient() && !error.is_passing() && error.is_final(), "{error:?}");
             let Error::Contract { what: "the database", source } = error else { panic!("{error:?}") };
             assert!(source.to_string().contains("number out of range"), "{source}");
         }
         assert!(Error::from(sqlx::Error::PoolTimedOut).is_transient());
+    }
+
+    #[tokio::test]
+    async fn what_the_database_says_tells_how_often_it_is_asked_again() {
+        let database = cogo_test_support::database().await;
+        let (transient, passing, last) = (true, true, true);
+        for (code, expected) in [
+            ("57P03", (transient, passing, !last)),
+            ("53300", (transient, passing, !last)),
+            ("40P01", (transient, passing, !last)),
+            ("55P03", (transient, passing, !last)),
+            ("25006", (transient, passing, !last)),
+            ("57014", (transient, !passing, !last)),
+            ("42501", (transient, !passing, !last)),
+            ("42883", (transient, !passing, !last)),
+            ("55000", (!transient, !passing, !last)),
+            ("22023", (!transient, !passing, last)),
+            ("P0002", (!transient, !passing, last)),
+        ] {
+            let statement = format!("do $$ begin raise exception 'no' using errcode = '{code}'; end $$");
+            let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await;
+            let error = Error::from(refused.unwrap_err());
+            assert_eq!((error.is_transient(), error.is_passing(), error.is_final()), expected, "{code}: {error:?}");
+        }
+        for error in [sqlx::Error::PoolTimedOut, sqlx::Error::WorkerCrashed] {
+            assert!(Error::from(error).is_passing());
+        }
     }
 }

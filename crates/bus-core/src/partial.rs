@@ -142,6 +142,10 @@ pub enum PartialError {
     /// The parts are against the contract: too large, too many, or nothing that the database can hold.
     #[error("The partial result is refused: {0}")]
     Refused(String),
+    /// The database failed to store parts for a reason of its own, as a right that is missing, however often it was asked.
+    /// Another attempt may do better.
+    #[error("The database refuses the partial result: {0}")]
+    Failed(String),
     /// The stream was closed, as at the end of an attempt.
     #[error("The stream of partial results is closed")]
     Closed,
@@ -234,7 +238,8 @@ impl PartialWriter {
     /// Stores what is left and ends the stream, for all clones.
     ///
     /// # Errors
-    /// When the stream ended before.
+    /// When the stream ended before, or does by a part that is not taken: [`PartialError::Refused`] beyond 8 MiB or
+    /// 100,000 parts of an attempt, [`PartialError::Failed`] where the database cannot store it.
     pub async fn close(&self) -> Result<(), PartialError> {
         let (stored, answer) = oneshot::channel();
         self.order(Order::Close(stored)).await?;
@@ -294,31 +299,35 @@ impl Batch {
 impl PartialFlusher {
     /// Stores until the stream is closed, every writer is dropped, the claim is lost or `stop` fires.
     pub async fn run(mut self) {
-        let stop = self.stop.clone();
-        let end = tokio::select! {
-            biased;
-            () = stop.cancelled() => PartialError::Lost,
-            end = self.store_all() => end,
+        let (stop, end) = (self.stop.clone(), Arc::clone(&self.end));
+        // each before it drops anybody who waits: a writer that is refused must find the reason
+        let stopped = async {
+            stop.cancelled().await;
+            let _ = end.set(PartialError::Lost);
         };
+        tokio::select! {
+            biased;
+            () = stopped => {}
+            () = self.store_all() => {}
+        }
+        let end = self.end.get_or_init(|| PartialError::Closed);
         debug!(message.id = %self.claim.fence.id, %end, "stream of partial results ended");
-        // before the channel closes with self, so that a writer that is refused finds the reason
-        let _ = self.end.set(end);
     }
 
-    async fn store_all(&mut self) -> PartialError {
+    async fn store_all(&mut self) {
         while let Some(batch) = self.gather().await {
-            if let Err(end) = self.store(&batch.parts).await {
-                return end;
+            if let Err(why) = self.store(&batch.parts).await {
+                let _ = self.end.set(why);
+                return;
             }
             for waiting in batch.waiting {
                 // one that no longer waits does not mind
                 let _ = waiting.send(());
             }
             if batch.is_last {
-                break;
+                return;
             }
         }
-        PartialError::Closed
     }
 
     /// What is to be stored next; none once no more can come.
@@ -352,13 +361,15 @@ impl PartialFlusher {
         refused
     }
 
-    /// Sends parts until they stand; numbers make it safe to send them again.
+    /// Sends parts until they stand; numbers make it safe to send them again. What fails for a reason that does not pass
+    /// ends the stream, or the attempt would wait for its last part until somebody removes that reason.
     async fn send(&mut self, parts: &[String]) -> Result<(), PartialError> {
         if parts.is_empty() {
             return Ok(());
         }
         let PartialClaim { fence, holder, lease } = &self.claim;
         let mut pause = SEND_AGAIN.0;
+        let mut refusals = 0;
         loop {
             match timeout(PATIENCE, self.bus.emit(fence, holder, self.next_seq, parts, *lease)).await {
                 Ok(Ok(Some(stored))) => {
@@ -366,12 +377,55 @@ impl PartialFlusher {
                     return Ok(());
                 }
                 Ok(Ok(None)) => return Err(PartialError::Lost),
-                Ok(Err(error)) if error.is_transient() => warn!(%error, "partial results not stored yet"),
-                Ok(Err(refused)) => return Err(PartialError::Refused(refused.to_string())),
+                Ok(Err(error)) => {
+                    refusals += u8::from(!error.is_passing());
+                    match error {
+                        Error::Database(error) if refusals < Error::REFUSALS => {
+                            warn!(%error, "partial results not stored yet");
+                        }
+                        Error::Database(error) => return Err(PartialError::Failed(error.to_string())),
+                        refused => return Err(PartialError::Refused(refused.to_string())),
+                    }
+                }
                 Err(_elapsed) => warn!("partial results not stored yet, the database is silent"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(SEND_AGAIN.1);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cogo_contracts::{NewMessage, Route, Tenant};
+    use serde_json::json;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::ClaimRequest;
+
+    const ROUTE: Route = Route::constant("test", "work");
+    /// Far longer than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn what_the_database_cannot_do_ends_the_stream_instead_of_being_tried_for_ever() {
+        let database = cogo_test_support::database().await;
+        let bus = Bus::new(database.pool.clone());
+        bus.enqueue(&NewMessage::new(ROUTE, Some(Tenant::new("acme").unwrap()), json!({}))).await.unwrap();
+        let request = ClaimRequest { route: &ROUTE, holder: "w", instance: None, max_messages: 1, lease: LONG };
+        let claimed = bus.claim(&request).await.unwrap().remove(0);
+        sqlx::raw_sql("alter function bus.emit rename to hidden").execute(&database.pool).await.unwrap();
+        let claim = PartialClaim { fence: claimed.fence(), holder: "w".to_owned(), lease: LONG };
+        let (writer, flusher) =
+            PartialWriter::new(bus.clone(), claim, PartialPace::default(), CancellationToken::new());
+        let flushing = TaskTracker::new().spawn(flusher.run());
+        for part in 1..=5 {
+            writer.write(&json!(part)).await.unwrap();
+        }
+        let why = timeout(LONG, writer.close()).await.expect("it is tried for ever");
+        assert!(matches!(&why, Err(PartialError::Failed(why)) if why.contains("bus.emit")), "{why:?}");
+        assert_eq!(writer.write(&json!(6)).await, why);
+        timeout(LONG, flushing).await.expect("it goes on").unwrap();
     }
 }
