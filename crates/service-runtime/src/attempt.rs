@@ -15,7 +15,7 @@ use tracing::{Span, info_span, warn};
 use uuid::fmt::Hyphenated;
 
 use crate::{
-    Claim, Handler, HandlerError, RetryPolicy,
+    Claim, Handler, HandlerError, RetryPolicy, deadline,
     dependency::Brake,
     handler::{Effect, Streaming},
     hands::Hands,
@@ -59,6 +59,8 @@ pub(crate) struct Taken {
     claimed: Claimed,
     holder: Arc<str>,
     token: Arc<CancellationToken>,
+    /// When its time to live passes.
+    deadline: Option<Instant>,
     /// What was claimed with it.
     portion: Arc<Portion>,
 }
@@ -79,20 +81,21 @@ pub(crate) enum End {
 }
 
 impl<H: Handler> Attempts<H> {
-    /// Counts claimed messages as in hand; the token of each fires when it no longer is.
-    pub(crate) fn take_in_hand(&self, claimed: Vec<Claimed>, holder: &Arc<str>) -> Vec<Taken> {
+    /// Counts what a claim that was `asked` for then took as in hand; the token of each fires when it no longer is.
+    pub(crate) fn take_in_hand(&self, claimed: Vec<Claimed>, holder: &Arc<str>, asked: Instant) -> Vec<Taken> {
         let portion = Arc::new(Portion::new(claimed.len()));
         let take = |claimed| {
             // a child of the hard stop would cost every message the lock of all
             let token = Arc::default();
-            Taken { claimed, holder: Arc::clone(holder), token, portion: Arc::clone(&portion) }
+            let deadline = deadline::of(&claimed, asked);
+            Taken { claimed, holder: Arc::clone(holder), token, deadline, portion: Arc::clone(&portion) }
         };
         let taken: Vec<Taken> = claimed.into_iter().map(take).collect();
         self.hands.take(taken.len());
         self.leases.add(
             taken.iter().map(|taken| (taken.claimed.fence(), Arc::clone(&taken.token))),
             holder,
-            self.lease,
+            asked + self.lease,
         );
         if self.hard_stop.is_cancelled() {
             self.leases.cancel_unless_held_by(None);
@@ -141,7 +144,7 @@ impl<H: Handler> Attempts<H> {
     }
 
     async fn attempt(&self, taken: Taken) -> (Claim, End) {
-        let Taken { mut claimed, holder, token, .. } = taken;
+        let Taken { mut claimed, holder, token, deadline, .. } = taken;
         let rejected = |reason| Failure { reason, retriable: false, retry_after: None };
         let fits = Box::pin(schema_check::request(&self.schemas, &self.route, &claimed)).await;
         let payload = std::mem::take(&mut claimed.payload);
@@ -154,7 +157,7 @@ impl<H: Handler> Attempts<H> {
             Ok((assignment, request)) => (assignment, Ok(request)),
             Err(failure) => (Assignment::default(), Err(failure)),
         };
-        let claim = Claim::new(claimed, assignment, holder, token, Arc::clone(&self.streaming));
+        let claim = Claim::new(claimed, assignment, holder, token, deadline, Arc::clone(&self.streaming));
         let end = match request {
             Err(failure) => End::Failed(failure),
             Ok(request) => self.work(request, &claim).await,
@@ -165,6 +168,10 @@ impl<H: Handler> Attempts<H> {
     async fn work(&self, request: H::Request, claim: &Claim) -> End {
         if claim.token().is_cancelled() {
             return self.cut_off();
+        }
+        // it may have waited long for its turn
+        if claim.is_late() {
+            return failed_for_good(deadline::BEFORE);
         }
         let handled = async {
             // the call itself may panic as well
@@ -177,19 +184,12 @@ impl<H: Handler> Attempts<H> {
         if let Poll::Ready(end) = futures_util::poll!(handled.as_mut()) {
             return end;
         }
-        let ttl = async {
-            match claim.deadline() {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             () = claim.token().cancelled() => self.cut_off(),
-            () = ttl => {
+            () = deadline::passes(claim.deadline()) => {
                 claim.token().cancel();
-                let reason = "time to live passed while it was worked on".to_owned();
-                End::Failed(Failure { reason, retriable: false, retry_after: None })
+                failed_for_good(deadline::MEANWHILE)
             }
             end = handled => end,
         }
@@ -201,9 +201,14 @@ impl<H: Handler> Attempts<H> {
     }
 
     async fn end_of(&self, handled: Handled<H::Reply>, claim: &Claim) -> End {
-        // readers get every part before the end
-        claim.close_partials().await;
-        let fault = match handled {
+        // readers get every part before the end, and are told of no reply without them
+        let closed = claim.close_partials().await;
+        let answered = handled.map(|answer| {
+            let reply = answer?;
+            closed?;
+            Ok::<_, HandlerError>(reply)
+        });
+        let fault = match answered {
             Ok(Ok(reply)) => return self.with_schemas(done(claim, &reply)).await,
             Ok(Err(HandlerError::Deferred { after, source })) => {
                 self.brake.refused(Instant::now(), after);
@@ -284,6 +289,10 @@ fn parse<R: DeserializeOwned>(payload: Value) -> Result<(Assignment, R), String>
     }
     let request = R::deserialize(payload).map_err(|error| format!("payload does not parse: {error}"))?;
     Ok((assignment, request))
+}
+
+fn failed_for_good(reason: &str) -> End {
+    End::Failed(Failure { reason: reason.to_owned(), retriable: false, retry_after: None })
 }
 
 fn done<R: serde::Serialize>(claim: &Claim, reply: &R) -> End {

@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::{Dependency, RetryPolicy, Unanswered};
+use crate::{Dependency, RetryPolicy, Unanswered, deadline};
 
 /// Least and most that is kept back from the time to live for recording the end of an attempt.
 const KEPT_BACK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -134,7 +134,8 @@ impl From<anyhow::Error> for HandlerError {
 
 impl From<BusError> for HandlerError {
     fn from(error: BusError) -> Self {
-        if error.is_transient() { Self::retry(error) } else { Self::reject(error) }
+        // a conflict goes by, as when a route is drained no longer, and must cost no message its life
+        if error.is_final() { Self::reject(error) } else { Self::retry(error) }
     }
 }
 
@@ -192,10 +193,9 @@ impl Claim {
         assignment: Assignment,
         holder: Arc<str>,
         token: Arc<CancellationToken>,
+        deadline: Option<Instant>,
         streaming: Arc<Streaming>,
     ) -> Self {
-        let deadline =
-            claimed.remaining_ms.map(|left| Instant::now() + Duration::from_millis(left.max(0).unsigned_abs()));
         let (outbox, partials) = (Mutex::default(), OnceLock::new());
         let held = Held { claimed, assignment, holder, deadline, token, outbox, streaming, partials };
         Self { held: Arc::new(held), trace: None }
@@ -242,7 +242,8 @@ impl Claim {
         &self.held.assignment
     }
 
-    /// When the time to live passes, by this process's monotonic clock counted from the claim.
+    /// When the time to live passes, by this process's monotonic clock counted from when the claim was asked for: never
+    /// later than by the database's.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.held.deadline
@@ -310,7 +311,8 @@ impl Claim {
     }
 
     /// What readers of the task get before the reply: parts in order, gathered and stored with the claim's fence. All
-    /// that was written is stored before the attempt ends; another attempt starts anew.
+    /// that was written is stored before the attempt ends; another attempt starts anew. Where the bus takes no more, as
+    /// beyond 8 MiB or 100,000 parts, a handler that answers `Ok` has failed for good.
     pub fn partials(&self) -> PartialWriter {
         let start = || {
             let Streaming { bus, lease, tracker } = &*self.held.streaming;
@@ -327,12 +329,24 @@ impl Claim {
         self.held.partials.get_or_init(start).clone()
     }
 
+    /// Whether the time to live has passed.
+    pub(crate) fn is_late(&self) -> bool {
+        deadline::has_passed(self.held.deadline)
+    }
+
     /// Waits until every part stands, if there are any.
-    pub(crate) async fn close_partials(&self) {
-        if let Some(writer) = self.held.partials.get()
-            && let Err(error) = writer.close().await
-        {
-            debug!(%error, "partial results are not complete");
+    ///
+    /// # Errors
+    /// When the database did not take parts that were written. Those of a claim that is lost are void as its end is.
+    pub(crate) async fn close_partials(&self) -> Result<(), PartialError> {
+        let Some(writer) = self.held.partials.get() else { return Ok(()) };
+        match writer.close().await {
+            // the handler may have closed it
+            Ok(()) | Err(PartialError::Closed) => Ok(()),
+            Err(error) => {
+                debug!(%error, "partial results are not complete");
+                if error == PartialError::Lost { Ok(()) } else { Err(error) }
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::{passing::in_time, pulse::Pulse};
+use crate::{patience::in_time, pulse::Pulse};
 
 /// Extended three times per lease, so that two beats may fail.
 const BEATS_PER_LEASE: u32 = 3;
@@ -48,13 +48,14 @@ struct Held {
 }
 
 impl Leases {
+    /// Counts these as owned `until` then, which a lease is counted to from when its claim was asked for: nobody knows when
+    /// the database answered.
     pub(crate) fn add(
         &self,
         claimed: impl Iterator<Item = (Fence, Arc<CancellationToken>)>,
         holder: &Arc<str>,
-        lease: Duration,
+        until: Instant,
     ) {
-        let until = Instant::now() + lease;
         let mut held = self.lock();
         for (fence, token) in claimed {
             let holder = Arc::clone(holder);

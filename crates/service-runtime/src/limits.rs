@@ -16,7 +16,7 @@ const STATEMENT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 pub(crate) const CONCURRENCY: RangeInclusive<u64> = 1..=5_000;
 const GRACE_MS: RangeInclusive<u64> = 0..=600_000;
 const CHILD_ABSENCE_MS: RangeInclusive<u64> = 1_000..=3_600_000;
-/// One connection listens for hints, so two are the least with which anything is done.
+/// With two, a statement that takes long leaves one to the heartbeat and the ends of what is in hand.
 const CONNECTIONS: RangeInclusive<u64> = 2..=500;
 
 /// Hands on settings that the process can live with.

@@ -15,14 +15,12 @@ use crate::{
     attempt::{Attempts, End, panic_text},
     gathered::outcome,
     handler::Effect,
-    passing::{in_time, is_passing, silent},
+    patience::{in_time, silent},
     retry::{Deferral, Fault},
 };
 
 /// First and longest pause before the end of an attempt is written again.
 pub(crate) const WRITE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// How often an end that the database refuses for a reason of its own is written before the attempt counts as failed.
-const REFUSALS: u8 = 3;
 /// How long the end of an attempt may still be written after the hard stop.
 pub(crate) const LAST_WRITE: Duration = Duration::from_secs(2);
 /// A write may wait for a connection as well, and effects are statements of their own.
@@ -61,21 +59,25 @@ impl<H: Handler> Attempts<H> {
                     refusals = 0;
                     continue;
                 }
-                Err(Unwritten::Refused(BusError::Database(error))) => {
-                    refusals += u8::from(!is_passing(&error));
-                    warn!(%error, "end of the attempt not written yet");
-                    if refusals < REFUSALS {
-                        if !self.still_ours_after(pause, claim).await {
-                            warn!("end of the attempt not written, and not ours to write any more");
-                            break Outcome::LeaseLost;
+                Err(Unwritten::Refused(refused)) => {
+                    refusals += u8::from(!refused.is_passing());
+                    let is_final = refused.is_final();
+                    match refused {
+                        BusError::Database(error) if refusals < BusError::REFUSALS => {
+                            warn!(%error, "end of the attempt not written yet");
+                            if !self.still_ours_after(pause, claim).await {
+                                warn!("end of the attempt not written, and not ours to write any more");
+                                break Outcome::LeaseLost;
+                            }
+                            pause = (pause * 2).min(WRITE_AGAIN.1);
+                            continue;
                         }
-                        pause = (pause * 2).min(WRITE_AGAIN.1);
-                        continue;
+                        BusError::Database(error) => (format!("the database refuses the completion: {error}"), true),
+                        // a result that is against the contract is the handler's failure, and final; an effect that meets
+                        // a route that is being drained is not
+                        refused => (format!("{refused:#}"), !is_final),
                     }
-                    (format!("the database refuses the completion: {error}"), true)
                 }
-                // the result itself is against the contract: that is the handler's failure, and final
-                Err(Unwritten::Refused(refused)) => (format!("{refused:#}"), false),
             };
             warn!(error = reason, "completion refused");
             if matches!(end, End::Failed(_)) {

@@ -78,7 +78,7 @@ pub enum SettingsError {
 pub struct FrameSettings {
     /// `postgres://` address of the database.
     pub database_url: Secret,
-    /// Most database connections of the process, 2 to 500; one of them listens for hints all the time.
+    /// Most database connections of the process, 2 to 500; those that listen, and two kept by each bus, come on top.
     pub max_connections: u32,
     /// Part of a split domain that this process serves.
     pub agent_shard: u16,
@@ -90,7 +90,7 @@ pub struct FrameSettings {
     pub bus_poll_ms: u64,
     /// Lease of a claim in ms, 1000 to 3600000: a message of a worker that vanished is taken back after it.
     pub reclaim_after_ms: u64,
-    /// Messages worked on at once, 1 to 1000.
+    /// Messages worked on at once, 1 to 5000.
     pub concurrency: u16,
     /// What errors of handlers lead to, instead of what the code says: `<kind>: <words>`, see `RetryPolicy`.
     pub retry_rules: Vec<String>,

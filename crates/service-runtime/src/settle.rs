@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    error::Error as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +21,7 @@ use crate::{
     Claim, Handler,
     attempt::Attempts,
     gathered::{Batch, Gathered, Recorded},
-    passing::{in_time, is_passing, silent},
+    patience::{in_time, silent},
     record::{LAST_WRITE, WRITE_AGAIN},
 };
 
@@ -254,13 +255,17 @@ impl<H: Handler> Attempts<H> {
                     *pause = WRITE_AGAIN.0;
                     return None;
                 }
-                Err(Error::Database(error)) if is_passing(&error) => {
-                    warn!(%error, size = batch.len(), "ends not written yet");
+                Err(error) if error.is_passing() => {
+                    warn!(
+                        error = error.source().map(tracing::field::display),
+                        size = batch.len(),
+                        "ends not written yet"
+                    );
                     tries += 1;
                     batch = self.still_ours_of(batch, *pause).await;
                     *pause = (*pause * 2).min(WRITE_AGAIN.1);
                     if tries >= TRIES {
-                        return Some((batch, Error::Database(error)));
+                        return Some((batch, error));
                     }
                 }
                 Err(error) => return Some((batch, error)),

@@ -10,6 +10,8 @@ mod child_tls;
 mod child_work;
 mod children;
 mod completions;
+mod conflicts;
+mod deadlines;
 mod dependencies;
 mod ends;
 mod failures;

@@ -24,7 +24,7 @@ use crate::{
     hands::Hands,
     leases::Leases,
     live::Throttle,
-    passing::in_time,
+    patience::in_time,
     pulse::{Pulse, Pulses},
     retry::RetryRule,
     settle::Settler,
@@ -276,7 +276,7 @@ impl<H: Handler> Worker<H> {
         };
         debug!(route = %self.route, count = claimed.len(), "claimed");
         // counted here and not in the tasks, so that the next turn sees them
-        self.attempts.start(self.attempts.take_in_hand(claimed, &holder.into()));
+        self.attempts.start(self.attempts.take_in_hand(claimed, &holder.into(), asked));
         Turn::Started
     }
 

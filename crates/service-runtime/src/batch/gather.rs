@@ -30,6 +30,7 @@ pub(crate) struct Batched<B: BatchHandler> {
     handler: Arc<B>,
     /// As the handler said at the start.
     pub(crate) batching: Batching,
+    hard_stop: CancellationToken,
     entrance: mpsc::UnboundedSender<Entrant<B>>,
 }
 
@@ -64,9 +65,10 @@ impl<B: BatchHandler> Batched<B> {
         // once and here, where a panic is the caller's: whoever gathers must not end by it
         let batching = handler.batching();
         let handler = Arc::new(handler);
-        let batches = Batches { handler: Arc::clone(&handler), batching, hard_stop, tracker: tracker.clone() };
-        tracker.spawn(batches.gather(incoming));
-        Self { handler, batching, entrance }
+        let gathering =
+            Batches { handler: Arc::clone(&handler), batching, hard_stop: hard_stop.clone(), tracker: tracker.clone() };
+        tracker.spawn(gathering.gather(incoming));
+        Self { handler, batching, hard_stop, entrance }
     }
 }
 
@@ -93,9 +95,12 @@ impl<B: BatchHandler> Handler for Batched<B> {
         let _ = self.entrance.send(entrant);
         let outcome = match outcome.await {
             Ok(outcome) => outcome,
-            Err(_dropped) => {
-                Err(default.await.unwrap_or_else(|_gone| HandlerError::retry(anyhow::anyhow!("the batch was dropped"))))
-            }
+            Err(_dropped) => match default.await {
+                Ok(verdict) => Err(verdict),
+                // by the hard stop or for its lateness: it has no outcome, and what ends the attempt is about to drop this
+                Err(_gone) if self.hard_stop.is_cancelled() || claim.is_late() => std::future::pending().await,
+                Err(_gone) => Err(HandlerError::retry(anyhow::anyhow!("the batch was dropped"))),
+            },
         };
         answered.store(true, Ordering::Release);
         drop(leaving);
@@ -152,15 +157,16 @@ impl<B: BatchHandler> Batches<B> {
     }
 
     fn start(&self, batch: Forming<B>) {
-        let present: Vec<Entrant<B>> =
-            batch.entrants.into_iter().filter(|entrant| entrant.item.attempt.is_wanted()).collect();
-        if !present.is_empty() {
-            self.tracker.spawn(run(Arc::clone(&self.handler), self.hard_stop.clone(), present));
-        }
+        self.tracker.spawn(run(Arc::clone(&self.handler), self.hard_stop.clone(), batch.entrants));
     }
 }
 
-async fn run<B: BatchHandler>(handler: Arc<B>, hard_stop: CancellationToken, batch: Vec<Entrant<B>>) {
+async fn run<B: BatchHandler>(handler: Arc<B>, hard_stop: CancellationToken, mut batch: Vec<Entrant<B>>) {
+    // here and not before: its turn may come late
+    batch.retain(|entrant| entrant.item.attempt.is_wanted() && !entrant.item.attempt.claim().is_late());
+    if batch.is_empty() {
+        return;
+    }
     let route = B::ROUTE;
     let name = format!("process batch {}.{}", route.service(), route.role());
     let span = info_span!("process batch", otel.name = name, otel.kind = "consumer", messages = batch.len());

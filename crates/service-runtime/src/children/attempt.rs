@@ -8,16 +8,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use crate::{
-    HandlerError,
-    passing::{in_time, is_passing},
-    record::WRITE_AGAIN,
-};
+use crate::{HandlerError, deadline, patience::in_time, record::WRITE_AGAIN};
 
 /// Extended three times per lease, so that two beats may fail.
 const BEATS_PER_LEASE: u32 = 3;
-/// How often an end that the database refuses for a reason of its own is written before the attempt counts as failed.
-const REFUSALS: u8 = 3;
 
 /// How long a child holds a message without a word of the database.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +30,8 @@ pub(super) struct Attempt {
     pub(super) pace: Pace,
     /// Until when the child may believe that it owns the message.
     pub(super) until: Instant,
+    /// When the time to live of the message passes.
+    pub(super) deadline: Option<Instant>,
 }
 
 /// How an attempt ended.
@@ -52,22 +48,18 @@ impl Attempt {
         W: Fn(Claimed) -> A,
         A: Future<Output = Result<Value, HandlerError>>,
     {
-        let id = self.fence.id;
-        let time_left = message.remaining_ms.map(|left| Duration::from_millis(left.max(0).unsigned_abs()));
-        let deadline = time_left.map(|left| Instant::now() + left);
-        let expired = async {
-            match deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
+        let (id, deadline) = (self.fence.id, self.deadline);
         // the call itself may panic as well
         let worked = AssertUnwindSafe(async { work(message).await }).catch_unwind();
-        let outcome = tokio::select! {
-            outcome = worked => outcome.unwrap_or_else(|_| Err(HandlerError::retry(anyhow::anyhow!("The work panicked")))),
-            why = self.keep() => return info!(message.id = %id, "message {id} was lost: {why}"),
-            // left to its lease it would count as lost by its child, and who waits for it would wait as long
-            () = expired => Err(HandlerError::rejected("time to live passed while it was worked on")),
+        let outcome = if deadline::has_passed(deadline) {
+            Err(HandlerError::rejected(deadline::BEFORE))
+        } else {
+            tokio::select! {
+                outcome = worked => outcome.unwrap_or_else(|_| Err(HandlerError::retry(anyhow::anyhow!("The work panicked")))),
+                why = self.keep() => return info!(message.id = %id, "message {id} was lost: {why}"),
+                // left to its lease it would count as lost by its child, and who waits for it would wait as long
+                () = deadline::passes(deadline) => Err(HandlerError::rejected(deadline::MEANWHILE)),
+            }
         };
         match self.record(End::from(outcome), deadline).await {
             Ok(true) => debug!(message.id = %id, "attempt ended"),
@@ -111,22 +103,24 @@ impl Attempt {
         loop {
             let (refused, retriable) = match in_time(self.pace.patience, self.write(&end)).await {
                 Ok(ours) => return Ok(ours),
-                Err(BusError::Database(error)) => {
-                    refusals += u8::from(!is_passing(&error));
-                    if refusals < REFUSALS {
+                Err(refused) => {
+                    refusals += u8::from(!refused.is_passing());
+                    if let BusError::Database(error) = &refused
+                        && refusals < BusError::REFUSALS
+                    {
                         warn!(%error, message.id = %self.fence.id, "end of the attempt not written yet");
                         let again = Instant::now() + pause;
                         if again >= last {
-                            return Err(BusError::Database(error));
+                            return Err(refused);
                         }
                         sleep_until(again).await;
                         pause = (pause * 2).min(WRITE_AGAIN.1);
                         continue;
                     }
-                    (BusError::Database(error), true)
+                    // of a result that is itself against the contract no other attempt makes a better one
+                    let retriable = !refused.is_final();
+                    (refused, retriable)
                 }
-                // the result itself is against the contract, and no other attempt does better
-                Err(refused) => (refused, false),
             };
             if matches!(end, End::Failed(_)) {
                 return Err(refused);

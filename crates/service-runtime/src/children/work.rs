@@ -29,8 +29,8 @@ use super::{
     protocol::Order,
 };
 use crate::{
-    HandlerError,
-    passing::{in_time, silent},
+    HandlerError, deadline,
+    patience::{in_time, silent},
 };
 
 /// Unless a test says otherwise.
@@ -67,8 +67,8 @@ pub struct ChildWorker {
 /// What a look at the queue brought.
 struct Found {
     claimed: Vec<Claimed>,
-    /// Until when it may be believed to be the child's.
-    until: Instant,
+    /// Since when lease and time to live are counted: when it was asked for.
+    asked: Instant,
     /// With nothing claimed, when something is due.
     due: Option<Duration>,
 }
@@ -158,13 +158,14 @@ impl ChildWorker {
                         jobs.drop_all().await;
                     }
                     match self.look(&holder, &jobs, &stop).await {
-                        Ok(Found { claimed, until, due }) => {
+                        Ok(Found { claimed, asked, due }) => {
                             let found_some = !claimed.is_empty();
                             pause = due.map_or(look, |due| due.max(FIRST_LOOK).min(look));
                             look = if found_some { FIRST_LOOK } else { (look * LOOKS_GROW).min(POLL) };
                             for message in claimed {
                                 let (bus, fence, holder) = (self.bus.clone(), message.fence(), holder.clone());
-                                let attempt = Attempt { bus, fence, holder, pace: self.pace, until };
+                                let (until, deadline) = (asked + self.pace.lease, deadline::of(&message, asked));
+                                let attempt = Attempt { bus, fence, holder, pace: self.pace, until, deadline };
                                 jobs.start(message.id, attempt.run(message, Arc::clone(&work)));
                             }
                             if found_some {
@@ -234,7 +235,7 @@ impl ChildWorker {
             max_messages: u16::try_from(free).unwrap_or(u16::MAX),
             lease: self.pace.lease,
         };
-        let until = Instant::now() + self.pace.lease;
+        let asked = Instant::now();
         // also when this future is dropped on the way
         self.unsure = true;
         let claimed = in_time(patience, self.bus.claim(&request)).await;
@@ -245,7 +246,7 @@ impl ChildWorker {
         } else {
             None
         };
-        Ok(Found { claimed, until, due })
+        Ok(Found { claimed, asked, due })
     }
 
     /// Hands back what an earlier claim took without our hearing of it.

@@ -13,7 +13,7 @@ use std::{
 use cogo_bus_core::{Attempt, Bus, Failure};
 use tracing::warn;
 
-use crate::{Claim, HandlerError, passing::in_time};
+use crate::{Claim, HandlerError, patience::in_time};
 
 pub(crate) use deferral::Deferral;
 pub(crate) use rule::RetryRule;

@@ -294,3 +294,31 @@ async fn hard_stop_hands_a_batch_back() {
     assert_eq!(count, 2);
     drop(database);
 }
+
+#[tokio::test]
+async fn message_of_a_batch_dropped_by_the_hard_stop_has_not_failed_before_its_own_token_fires() {
+    let database = cogo_test_support::database().await;
+    let (bus, pool) = (Bus::new(database.pool.clone()), database.pool.clone());
+    let (seen, of_batches) = (Seen::new(Batching::new(2, FULL_ONLY)), CancellationToken::new());
+    // the batches hear of the stop, and the tokens of the claims do not yet
+    let running = Running::start_with(database, pool, true, pace(), |_| {
+        Batched::start(seen.clone(), of_batches.clone(), &TaskTracker::new())
+    });
+    let ids = send_all(&running, &["keep"; 2]).await;
+    while seen.sizes() != [2] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    of_batches.cancel();
+    while seen.dropped.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for id in ids {
+        let task = bus.task(id).await.unwrap().unwrap();
+        assert_eq!((task.status, task.steps[0].error.as_deref()), (TaskStatus::Running, None));
+    }
+    let database = running.finish().await;
+    let handed_back = "select count(*) from public.agent_messages where status = 'queued' and released = attempts";
+    let handed_back: i64 = sqlx::query_scalar(handed_back).fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(handed_back, 2);
+    drop(database);
+}

@@ -169,6 +169,32 @@ async fn message_whose_time_to_live_passes_at_its_child_fails_without_waiting_fo
 }
 
 #[tokio::test]
+async fn message_whose_time_passes_while_it_waits_for_other_work_is_not_started() {
+    let parent = Parent::start(|_| {}).await;
+    let mut child = parent.child();
+    assert_eq!(child.next().await, ChildEvent::Connected);
+    let shop = Workshop::open_at(&parent, &child, LONG);
+    let mut errors = Vec::new();
+    // on a machine that stands still the time of both may pass before anybody begins with them
+    while shop.begun.load(Ordering::SeqCst) == 0 {
+        let payload = json!({"what": "outlast"});
+        let message = NewMessage::new(ROUTE, Some(Tenant::new("default").unwrap()), payload);
+        let message = NewMessage { ttl_ms: Some(1_000), ..message };
+        let sent = shop.bus.enqueue_many(&[message.clone(), message]).await.unwrap();
+        errors.clear();
+        for sent in sent {
+            shop.until(sent.id, "failed").await;
+            errors.push(shop.bus.task(sent.id).await.unwrap().unwrap().error.unwrap());
+        }
+    }
+    assert_eq!(shop.begun.load(Ordering::SeqCst), 1);
+    assert!(errors.contains(&"time to live passed before it was started".to_owned()), "{errors:?}");
+    shop.stop.cancel();
+    shop.ended().await;
+    parent.stop().await;
+}
+
+#[tokio::test]
 async fn work_whose_lease_cannot_be_extended_is_dropped() {
     let parent = Parent::start(|_| {}).await;
     let mut child = parent.child();

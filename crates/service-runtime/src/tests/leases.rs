@@ -28,7 +28,7 @@ impl InHand {
         let claimed = bus.claim(&request).await.unwrap().remove(0);
         let (leases, stop) = (Arc::new(Leases::default()), CancellationToken::new());
         let token = Arc::<CancellationToken>::default();
-        leases.add(std::iter::once((claimed.fence(), Arc::clone(&token))), &"w".into(), LONG);
+        leases.add(std::iter::once((claimed.fence(), Arc::clone(&token))), &"w".into(), Instant::now() + LONG);
         let pulse: Arc<Pulse> = Pulses::default().add("test".to_owned(), LONG);
         let before = leases.owned_until(&claimed.fence());
         TaskTracker::new().spawn({
@@ -81,8 +81,8 @@ async fn end_of_an_attempt_takes_nothing_from_the_next_one() {
     let attempts = [1, 2].map(|attempt| Fence { id: Uuid::now_v7(), attempt });
     let (first, second) = (Fence { id: attempts[1].id, ..attempts[0].clone() }, attempts[1].clone());
     let tokens = [(); 2].map(|()| Arc::<CancellationToken>::default());
-    leases.add(std::iter::once((first.clone(), Arc::clone(&tokens[0]))), &"w".into(), LONG);
-    leases.add(std::iter::once((second.clone(), Arc::clone(&tokens[1]))), &"w".into(), LONG);
+    leases.add(std::iter::once((first.clone(), Arc::clone(&tokens[0]))), &"w".into(), Instant::now() + LONG);
+    leases.add(std::iter::once((second.clone(), Arc::clone(&tokens[1]))), &"w".into(), Instant::now() + LONG);
     assert_eq!([tokens[0].is_cancelled(), tokens[1].is_cancelled()], [true, false], "the first is ours no more");
     assert!(leases.owned_until(&first).is_none());
     leases.remove([&first]);

@@ -156,7 +156,11 @@ async fn lease_that_cannot_be_extended_is_given_up_in_time() {
     }
     let (leases, stop) = (Arc::new(Leases::default()), CancellationToken::new());
     let token = Arc::<CancellationToken>::default();
-    leases.add(std::iter::once((claimed.fence(), Arc::clone(&token))), &"w".into(), lease);
+    leases.add(
+        std::iter::once((claimed.fence(), Arc::clone(&token))),
+        &"w".into(),
+        tokio::time::Instant::now() + lease,
+    );
     proxy.silence();
     let pulse: Arc<Pulse> = Pulses::default().add("test".to_owned(), lease);
     let keeping = {
