@@ -12,7 +12,7 @@ use super::{Actor, Point, ROUTE};
 use crate::{
     chance::Chance,
     history::Outcome,
-    recorder::{enqueue, enqueued},
+    recorder::{Broken, enqueue, enqueued},
 };
 
 /// What a producer is told.
@@ -80,6 +80,8 @@ async fn send(actor: &mut Actor, messages: &[NewMessage]) -> Vec<Uuid> {
         match actor.fault.during(Point::Enqueueing, &mut actor.chance, call).await {
             Ok(sent) => return sent.into_iter().map(|sent| sent.id).collect(),
             Err(broken) if broken.is_unknown() && !may_ask_again => return Vec::new(),
+            // what it awaits may have been removed
+            Err(Broken::Bus(Error::Refused { .. } | Error::NotFound { .. })) => return Vec::new(),
             Err(_) if actor.is_stopped() => return Vec::new(),
             Err(_) => actor.pause(BETWEEN_TRIES).await,
         }

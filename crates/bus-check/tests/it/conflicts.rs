@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use cogo_bus_check::{Outcome, RecordedBus, completing, still};
+use cogo_bus_check::{Outcome, RecordedBus, completing, enqueue, enqueued, still};
 use cogo_bus_core::{Bus, Completion, Fence};
+use cogo_contracts::NewMessage;
 use futures_util::future::join_all;
 use sqlx::PgPool;
 use tokio::sync::Barrier;
+use uuid::Uuid;
 
 use crate::support::{Stage, claim, plain};
 
@@ -61,34 +63,71 @@ async fn deadlock_of_two_transactions_costs_one_of_them_and_no_message() {
     stage.holds().await;
 }
 
+/// Who reads by one snapshot and meets what was changed since.
+const SERIALIZATION_FAILURE: &str = "40001";
+
+fn code(error: &cogo_bus_core::Error) -> Option<String> {
+    let cogo_bus_core::Error::Database(cause) = error else { return None };
+    Some(cause.as_database_error()?.code()?.into_owned())
+}
+
+/// What comes between the snapshot of a transaction and its completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Between {
+    Extension,
+    Completion,
+    Cancel,
+}
+
+/// Completes by a snapshot from before the other call, in a transaction that has sent something by then; answers the SQLSTATE
+/// by which that failed, if it did.
+async fn complete_after(between: Between, isolation: &'static str, bus: &RecordedBus, pool: &PgPool) -> Option<String> {
+    let root = bus.enqueue_many(&plain(1)).await.unwrap()[0].id;
+    let fence = claim(bus, "w", 1, LEASE).await[0].fence();
+    let mut transaction = pool.begin_with(isolation).await.unwrap();
+    let sent = [NewMessage { id: Some(Uuid::now_v7()), ..plain(1).remove(0) }];
+    let sending = bus.journal().invoked(enqueue(&sent));
+    let accepted = Bus::enqueue_many_in(&mut transaction, &sent).await.unwrap();
+    let completion = Completion::default();
+    let still_owned = match between {
+        Between::Extension => bus.extend(std::slice::from_ref(&fence), "w", LEASE).await.unwrap() == [fence.id],
+        Between::Completion => !bus.complete(&fence, "w", &completion).await.unwrap(),
+        Between::Cancel => bus.cancel(root).await.unwrap() == 0,
+    };
+    assert_eq!(still_owned, between == Between::Extension);
+    let completing = bus.journal().invoked(completing("w", [(&fence, &completion)]));
+    match Bus::complete_in(&mut transaction, &fence, "w", &completion).await {
+        Err(error) => {
+            transaction.rollback().await.unwrap();
+            for number in [sending, completing] {
+                bus.journal().returned(number, Outcome::Failed(error.to_string()));
+            }
+            assert_eq!(bus.complete(&fence, "w", &completion).await.unwrap(), still_owned, "{between:?}");
+            code(&error)
+        }
+        Ok(recorded) => {
+            assert_eq!(recorded, still_owned, "{between:?}");
+            transaction.commit().await.unwrap();
+            bus.journal().returned(sending, Outcome::Ok(enqueued(&accepted)));
+            bus.journal().returned(completing, Outcome::Ok(still(fence.id, recorded)));
+            None
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn serialization_failure_leaves_nothing_half_done() {
     let mut stage = Stage::new().await;
     let bus = stage.local("w");
     for isolation in ["begin isolation level repeatable read", "begin isolation level serializable"] {
-        bus.enqueue_many(&plain(1)).await.unwrap();
-        let fence = claim(&bus, "w", 1, LEASE).await[0].fence();
-        let mut transaction = stage.pool.begin_with(isolation).await.unwrap();
-        // its snapshot is from before the extension
-        sqlx::query("select count(*) from public.agent_messages").execute(&mut *transaction).await.unwrap();
-        assert_eq!(bus.extend(std::slice::from_ref(&fence), "w", LEASE).await.unwrap().len(), 1);
-        let completion = Completion::default();
-        let number = bus.journal().invoked(completing("w", [(&fence, &completion)]));
-        let told = Bus::complete_in(&mut transaction, &fence, "w", &completion).await;
-        match told {
-            Err(error) => {
-                bus.journal().returned(number, Outcome::Failed(error.to_string()));
-                drop(transaction);
-                assert!(bus.complete(&fence, "w", &completion).await.unwrap());
-            }
-            // a layout may keep the extension apart from the message
-            Ok(recorded) => {
-                assert!(recorded);
-                transaction.commit().await.unwrap();
-                bus.journal().returned(number, Outcome::Ok(still(fence.id, true)));
-            }
+        // a layout may keep an extension apart from its message
+        complete_after(Between::Extension, isolation, &bus, &stage.pool).await;
+        for between in [Between::Completion, Between::Cancel] {
+            let failed_as = complete_after(between, isolation, &bus, &stage.pool).await;
+            assert_eq!(failed_as.as_deref(), Some(SERIALIZATION_FAILURE), "{isolation}, {between:?}");
         }
     }
+    stage.workers(1).await;
     stage.holds().await;
 }
 

@@ -167,6 +167,26 @@ async fn transaction_cut_around_its_commit_is_whole() {
     stage.holds().await;
 }
 
+/// Waits until the completions that the server is at work on wait for these.
+async fn completions_are(pool: &PgPool, waits: &[&str]) {
+    let looks = async {
+        loop {
+            let seen: Vec<String> = sqlx::query_scalar(
+                "select coalesce(wait_event_type, '') from pg_stat_activity
+                  where datname = current_database() and state = 'active' and query like 'select bus.complete(%'",
+            )
+            .fetch_all(pool)
+            .await
+            .unwrap();
+            if seen == waits {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LEASE, looks).await.expect("the late completion does not reach the server, or does not end");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn completion_that_was_stuck_on_the_way_past_its_lease_is_refused() {
     let mut stage = Stage::new().await;
@@ -183,10 +203,14 @@ async fn completion_that_was_stuck_on_the_way_past_its_lease_is_refused() {
     while sound.reclaim(10).await.unwrap() == 0 {
         tokio::time::sleep(SHORT_LEASE / 4).await;
     }
-    let again = claim(&sound, "sound", 1, LEASE).await;
-    // now the late completion arrives
+    let again = claim(&sound, "sound", 1, LEASE * 10).await;
+    // now the late completion arrives: it is seen to wait for the table that tells whose the message is
+    let mut has_the_claims = stage.pool.begin().await.unwrap();
+    sqlx::query("lock table bus.claims in access exclusive mode").execute(&mut *has_the_claims).await.unwrap();
     proxy.flow(Direction::Open, Direction::Open);
-    tokio::time::sleep(SHORT_LEASE).await;
+    completions_are(&stage.pool, &["Lock"]).await;
+    has_the_claims.commit().await.unwrap();
+    completions_are(&stage.pool, &[]).await;
     assert!(sound.complete(&again[0].fence(), "sound", &Completion::default()).await.unwrap());
     stage.holds().await;
 }

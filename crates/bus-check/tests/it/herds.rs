@@ -69,7 +69,7 @@ async fn retention_during_load_removes_finished_tasks_only() {
     }
     stage.workers(2).await;
     stage.produce(400).await;
-    stage.scene.drained(&stage.pool, crate::support::PATIENCE).await;
+    stage.all_ended().await;
     // something that is there at the end, so that the verdict is not about an empty table
     let bus = stage.local("last");
     stage.scene.stop().await.unwrap();

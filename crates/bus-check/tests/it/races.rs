@@ -1,6 +1,9 @@
 //! Two calls at one moment, brought about on purpose: extensions beside ends, retention beside late senders.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use cogo_bus_check::{Answer, Held, Operation, Outcome, ROUTE, RecordedBus};
 use cogo_bus_core::{ClaimRequest, Completion, Fence};
@@ -261,22 +264,32 @@ async fn open_transaction_of_one_message_keeps_no_other_of_its_claim_from_ending
 async fn claim_that_had_to_wait_starts_nothing_whose_time_has_passed() {
     let mut stage = Stage::new().await;
     let bus = stage.local("w");
-    let brief = NewMessage { ttl_ms: Some(400), ..message(serde_json::json!({"act": "plain"})) };
-    let sent = bus.enqueue_many(&[brief]).await.unwrap();
+    let expiring = NewMessage { ttl_ms: Some(60_000), ..message(serde_json::json!({"act": "plain"})) };
+    bus.enqueue_many(&[expiring]).await.unwrap();
+    // it may look at what is ready and take it, and waits before it can say whose that is
     let mut stuck = stage.pool.begin().await.unwrap();
-    sqlx::query("select from public.agent_messages where id = $1 for share")
-        .bind(sent[0].id)
-        .execute(&mut *stuck)
+    sqlx::query("lock table bus.claims in share mode").execute(&mut *stuck).await.unwrap();
+    let is_let_go = AtomicBool::new(false);
+    let claiming = async {
+        let claimed = claim(&bus, "w", 1, LEASE).await;
+        assert!(is_let_go.load(Ordering::SeqCst), "the claim waited for nothing");
+        claimed
+    };
+    let let_go_late = async {
+        so_many_wait(&stage.pool, 1).await;
+        // a time to live that is short by itself could pass before the claim of a busy machine begins
+        sqlx::query(
+            "with over as (update bus.expiring set at = clock_timestamp() returning id)
+             update public.agent_messages m set expires_at = clock_timestamp() from over where m.id = over.id",
+        )
+        .execute(&stage.pool)
         .await
         .unwrap();
-    let let_go_late = async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        is_let_go.store(true, Ordering::SeqCst);
         stuck.rollback().await.unwrap();
     };
-    let (claimed, ()) = tokio::join!(claim(&bus, "w", 1, LEASE), let_go_late);
-    for message in &claimed {
-        let _ = bus.complete(&message.fence(), "w", &Completion::default()).await;
-    }
+    let (claimed, ()) = tokio::join!(claiming, let_go_late);
+    assert_eq!(claimed, [], "its time passed while the claim waited");
     stage.keepers(1).await;
     stage.holds().await;
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use cogo_bus_check::{
-    Fault, Handling, How, KeeperSettings, Point, ProducerSettings, ROUTE, RecordedBus, Report, Rest, Role, Scene,
-    Start, WorkerSettings,
+    Fault, Handling, How, KeeperSettings, Point, ProducerSettings, ROUTE, RecordedBus, Report, Rest, Role, Rows, Scene,
+    Start, WorkerSettings, check,
 };
 use cogo_bus_core::{ClaimRequest, Claimed};
 use cogo_contracts::{NewMessage, Tenant};
@@ -88,11 +88,20 @@ impl Stage {
         }
     }
 
-    /// Waits until everything has ended, stops everybody and judges.
+    /// Waits until everything has ended by those who take part, stops everybody and judges.
     pub(crate) async fn verdict(&mut self) -> Report {
-        // what has not ended by then is in the report
-        self.scene.drained(&self.pool, PATIENCE).await;
+        self.all_ended().await;
         self.scene.verdict(&self.pool, Rest::Drained).await.unwrap()
+    }
+
+    /// Everything must end without the finisher of the verdict, which would do what workers and keepers never did.
+    pub(crate) async fn all_ended(&mut self) {
+        if self.scene.drained(&self.pool, PATIENCE).await.is_none() {
+            self.scene.stop().await.unwrap();
+            let rows = Rows::load(&self.pool).await.unwrap();
+            let report = check(&self.scene.history().unwrap(), &rows, Rest::Drained);
+            panic!("seed {}: not everything has ended after {PATIENCE:?}: {report}", seed());
+        }
     }
 
     /// Nothing may be broken.

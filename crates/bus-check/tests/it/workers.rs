@@ -70,12 +70,12 @@ async fn worker_stopped_within_its_transaction_blocks_nobody_elses_messages() {
     stage.produce(200).await;
     stage.scene.stopped(&sleeper).await.unwrap();
     stage.workers(2).await;
-    // it may keep what it holds, and those of its group, and nothing else
+    // it may keep what it holds, those of its group and what awaits these, and nothing else
     let others_ended = async {
         loop {
             let left: i64 = sqlx::query_scalar(
                 "select count(*) from public.agent_messages
-                  where done_at is null and group_key is null and claimed_by is distinct from $1",
+                  where done_at is null and group_key is null and not awaiting and claimed_by is distinct from $1",
             )
             .bind(&sleeper)
             .fetch_one(&stage.pool)

@@ -1,9 +1,9 @@
 //! Plain batches, which pass the triggers of the table by, are what every insert would have made of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use cogo_bus_core::{Bus, Error};
-use cogo_contracts::NewMessage;
+use cogo_contracts::{NewMessage, Tenant};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::{Builder, Uuid};
@@ -36,7 +36,7 @@ fn of_day(days: i64, count: usize) -> Vec<Uuid> {
 }
 
 fn with_ids(ids: &[Uuid]) -> Vec<NewMessage> {
-    ids.iter().map(|id| NewMessage { id: Some(*id), ..message(json!({})) }).collect()
+    ids.iter().zip(numbered(1000)).map(|(id, one)| NewMessage { id: Some(*id), ..one }).collect()
 }
 
 /// The code, the rule and the words with which a batch sent by `bus.enqueue_payloads` is refused.
@@ -92,6 +92,43 @@ async fn every_message_is_claimed_once_and_in_the_order_of_sending() {
     let rest = claim(&bus, "w", 1000).await;
     let all: HashSet<Uuid> = first.into_iter().chain(rest.iter().map(|claimed| claimed.id)).collect();
     assert_eq!((rest.len(), all), (230, sent.iter().copied().collect()));
+}
+
+/// Each id that was answered is that of the message in its place, as it is stored and as it is handed out.
+async fn ids_are_of_their_places(bus: &Bus, batch: &[NewMessage], ids: Vec<Uuid>) {
+    let claimed = claim(bus, "w", 1000).await;
+    let handed_out: HashMap<_, _> = claimed.into_iter().map(|one| (one.id, json!([one.payload, one.tenant]))).collect();
+    assert_eq!((ids.len(), handed_out.len()), (batch.len(), batch.len()));
+    for (sent, id) in batch.iter().zip(ids) {
+        let row = "select jsonb_build_array(id, payload, tenant, priority, group_key) from public.agent_messages where id = $1";
+        let stored: Value = sqlx::query_scalar(row).bind(id).fetch_one(bus.pool()).await.unwrap();
+        let (named, priority) = (sent.id.unwrap_or(id), sent.priority.unwrap_or(100));
+        assert_eq!(stored, json!([named, sent.payload, sent.tenant, priority, sent.group_key]));
+        assert_eq!(handed_out[&id], json!([sent.payload, sent.tenant]));
+    }
+}
+
+#[tokio::test]
+async fn the_id_that_is_answered_is_that_of_the_message_in_its_place() {
+    let (bus, _database) = bus().await;
+    // ids of one's own in an order that is not theirs
+    let named = |days| with_ids(&of_day(days, 100).into_iter().rev().collect::<Vec<_>>());
+    let mixed = named(-1).into_iter().enumerate().map(|(place, one)| NewMessage {
+        id: one.id.filter(|_| place % 2 == 0),
+        tenant: Tenant::new(["acme", "globex", "initech"][place % 3]).ok(),
+        priority: [None, Some(10), Some(500), Some(0)][place % 4],
+        group_key: (place % 5 == 0).then(|| format!("g{place}")),
+        ..one
+    });
+    for batch in [numbered(100), named(0), mixed.collect(), numbered(1)] {
+        let ids = bus.enqueue_many(&batch).await.unwrap().iter().map(|sent| sent.id).collect();
+        ids_are_of_their_places(&bus, &batch, ids).await;
+    }
+    // as others than this library send, by ids of the database
+    let payloads = "(select array_agg(jsonb_build_object('number', n) order by n) from generate_series(0, 99) as n)";
+    let send = format!("select bus.enqueue_payloads('test', 'work', 'acme', {payloads})");
+    let ids = sqlx::query_scalar(AssertSqlSafe(send)).fetch_one(bus.pool()).await.unwrap();
+    ids_are_of_their_places(&bus, &numbered(100), ids).await;
 }
 
 #[tokio::test]
