@@ -1,13 +1,13 @@
 //! What was decided also holds for those who were under way and did not see it.
 
-use cogo_bus_core::{Bus, Completion, CountedBy, Failure, Limit, Overdue, overdue};
+use cogo_bus_core::{Bus, Claimed, Completion, CountedBy, Failure, Limit, Overdue, overdue};
 use cogo_contracts::NewMessage;
 use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::support::{
-    LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, statuses,
+    LEASE, PATIENCE, PAUSE, ROUTE, bus, claim, claim_one, leases_to_pass, message, misplaced, numbered, statuses,
 };
 
 const NOTHING: Overdue = Overdue { leases: false, outlived: false, schedule: None };
@@ -188,4 +188,47 @@ async fn claim_of_one_tenant_counts_for_his_limit() {
         Limit { counted_by: CountedBy::Tenant, subject: None, max_running: Some(1), per_second: None, burst: None };
     bus.set_limit(&ROUTE, &limit, "test").await.unwrap();
     assert!(claim(&bus, "late", 1).await.is_empty(), "one of this tenant runs");
+}
+
+/// Somebody's own transaction has recorded the end of one message and stays open; a join awaits that one and others.
+#[tokio::test]
+async fn ends_wait_for_nobody_who_keeps_what_awaits_them() {
+    let (bus, _database) = bus().await;
+    for commits in [true, false] {
+        let sent = bus.enqueue_many(&numbered(5)).await.unwrap();
+        let ids: Vec<Uuid> = sent.iter().map(|sent| sent.id).collect();
+        let join = NewMessage { awaits: ids[..4].to_vec(), ..message(json!({})) };
+        let join = bus.enqueue(&join).await.unwrap().id;
+        let mut claimed = claim(&bus, "w", 5).await;
+        claimed.sort_by_key(|message| ids.iter().position(|id| *id == message.id));
+        let fences: Vec<_> = claimed.iter().map(Claimed::fence).collect();
+        let plain = Completion::default();
+
+        let mut keeper = bus.pool().begin().await.unwrap();
+        assert!(Bus::complete_in(&mut keeper, &fences[0], "w", &plain).await.unwrap());
+        let ends = async {
+            let both = [(fences[1].clone(), plain.clone()), (fences[4].clone(), plain.clone())];
+            assert_eq!(bus.complete_many(&both, "w").await.unwrap().len(), 2);
+            assert!(bus.complete(&fences[2], "w", &plain).await.unwrap());
+            let failure = Failure { reason: "on purpose".to_owned(), retriable: false, retry_after: None };
+            assert_eq!(bus.fail_many(&[(fences[3].clone(), failure)], "w").await.unwrap().len(), 1);
+        };
+        tokio::time::timeout(PATIENCE, ends).await.expect("they wait for a transaction of another message");
+        assert!(overdue(bus.pool()).await.unwrap().leases, "there is something to see to");
+        bus.reclaim(10).await.unwrap();
+        assert_eq!(claim(&bus, "w", 10).await.len(), 0, "not all have ended for certain");
+
+        if commits {
+            keeper.commit().await.unwrap();
+        } else {
+            keeper.rollback().await.unwrap();
+            assert!(bus.complete(&fences[0], "w", &plain).await.unwrap());
+        }
+        bus.reclaim(10).await.unwrap();
+        let joined = claim_one(&bus, "w").await;
+        assert_eq!(joined.id, join);
+        assert!(bus.complete(&joined.fence(), "w", &plain).await.unwrap());
+        assert!(is_settled(&bus).await, "what was counted down is noted no longer");
+        assert_eq!(misplaced(&bus).await, 0);
+    }
 }
