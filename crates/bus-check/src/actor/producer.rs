@@ -175,6 +175,7 @@ fn describe(message: &mut NewMessage, name: &str, number: u64) {
     let said = json!({
         "tenant": message.tenant, "key": message.idempotency_key, "group": message.group_key,
         "priority": message.priority, "attempts": message.max_attempts, "awaits": message.awaits,
+        "ttl": message.ttl_ms, "delay": message.delay_ms,
     });
     message.payload["mark"] = json!(format!("{name}/{number}"));
     message.payload["said"] = said;

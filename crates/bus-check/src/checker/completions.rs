@@ -8,7 +8,7 @@ use crate::{
 use super::{
     Harm, Invariant, Report,
     claims::still_held,
-    index::{End, Index, Story, Way},
+    index::{Claiming, End, Index, Story, Way},
 };
 
 /// Clocks are read one after the other, in microseconds.
@@ -64,6 +64,15 @@ fn leases_are_renewed_for_their_holders(index: &Index<'_>, report: &mut Report) 
                 let what = format!("attempt {} was renewed although {} was given out", held.attempt, later.attempt());
                 report.add(Invariant::I3, Harm::Stale, Some(held.id), what, &[later.call, extension.call]);
             }
+            let own = claims.iter().find(|claim| claim.attempt() == held.attempt);
+            if let Some(own) = own
+                && let Some(until) = leased_until(index, own, Some(extension.call))
+                && extension.call.invoked_us > until + SLACK_US
+            {
+                let late = (extension.call.invoked_us - until) / 1000;
+                let what = format!("attempt {} was renewed {late} ms after its lease", held.attempt);
+                report.add(Invariant::I3, Harm::Stale, Some(held.id), what, &[own.call, extension.call]);
+            }
         }
     }
 }
@@ -89,16 +98,7 @@ fn why_stale<'a>(index: &Index<'a>, story: &Story<'a>, end: &End<'a>) -> Option<
         // what is handed back may have lapsed: it is queued either way
         return None;
     }
-    let mut latest = claim.call.returned_us? + claim.lease_ms * 1000;
-    let extensions = index.extensions.get(end.holder).map_or(&[][..], Vec::as_slice);
-    for extension in extensions.iter().filter(|extension| extension.held.contains(&claim.taken.held)) {
-        if extension.call.is_unknown() {
-            return None;
-        }
-        if still_held(extension.call, claim) {
-            latest = latest.max(extension.call.returned_us? + extension.lease_ms * 1000);
-        }
-    }
+    let latest = leased_until(index, claim, None)?;
     // a call may come late to the server: what counts is when it was done
     let row = index.by_id.get(&claim.taken.held.id).filter(|row| end.completes() && row.attempts == end.attempt);
     let accepted = row.and_then(|row| row.done_us).unwrap_or(end.call.invoked_us);
@@ -106,6 +106,21 @@ fn why_stale<'a>(index: &Index<'a>, story: &Story<'a>, end: &End<'a>) -> Option<
         let late = (accepted - latest) / 1000;
         (format!("attempt {} was accepted {late} ms after its lease", end.attempt), vec![claim.call, end.call])
     })
+}
+
+/// The latest that a claim can have been leased until, in microseconds, one extension aside; none if nobody can tell.
+fn leased_until(index: &Index<'_>, claim: &Claiming<'_>, aside: Option<&Call>) -> Option<i64> {
+    let mut latest = claim.call.returned_us? + claim.lease_ms * 1000;
+    let extensions = index.extensions.get(claim.holder).map_or(&[][..], Vec::as_slice);
+    for extension in extensions.iter().filter(|extension| extension.held.contains(&claim.taken.held)) {
+        if extension.call.is_unknown() {
+            return None;
+        }
+        if still_held(extension.call, claim) && !aside.is_some_and(|aside| std::ptr::eq(aside, extension.call)) {
+            latest = latest.max(extension.call.returned_us? + extension.lease_ms * 1000);
+        }
+    }
+    Some(latest)
 }
 
 fn recorded_ends_stay(row: &MessageRow, story: &Story<'_>, report: &mut Report) {

@@ -9,6 +9,9 @@ use super::{
     index::{Index, Story},
 };
 
+/// Longest time between two looks at the clock within one call, in microseconds.
+const ONE_CALL_US: i64 = 5_000_000;
+
 pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     let none = Story::default();
     for row in &index.rows.messages {
@@ -48,6 +51,12 @@ fn differing(row: &MessageRow, said: &Value) -> Option<&'static str> {
         ("idempotency key", text("key") == row.idempotency_key.as_deref()),
         ("group", text("group") == row.group_key.as_deref()),
         ("priority", number("priority").is_none_or(|priority| priority == i64::from(row.priority))),
+        (
+            "time to live",
+            number("ttl").is_none_or(|ttl| {
+                row.expires_us.is_some_and(|expires| (expires - row.created_us - ttl * 1_000).abs() <= ONE_CALL_US)
+            }),
+        ),
         ("number of attempts", number("attempts").is_none_or(|attempts| attempts == i64::from(row.max_attempts))),
     ]
     .into_iter()

@@ -41,6 +41,7 @@ pub(super) fn check(index: &Index<'_>, rest: Rest, report: &mut Report) {
         audit_tells_of_the_end(index, row, report);
     }
     cancelled_as_told(index, report);
+    given_up_as_told(index, report);
     replayed_once(index, report);
     if rest == Rest::UnderWay {
         report.not_applicable.push((Invariant::I2, "the work was under way when the rows were read"));
@@ -64,6 +65,28 @@ fn cancelled_as_told(index: &Index<'_>, report: &mut Report) {
         if told > there {
             let what = format!("{told} were said to be cancelled, {there} are");
             report.add(Invariant::I2, Harm::Other, Some(*root), what, calls);
+        }
+    }
+    for row in index.rows.messages.iter().filter(|row| row.replay_of.is_none()) {
+        let cancels = [row.root_id, row.id].into_iter().filter_map(|id| index.cancels.get(&id)).flatten();
+        let cancelled = cancels
+            .filter(|call| row.created_us < call.invoked_us)
+            .filter_map(|call| matches!(call.answer(), Some(Answer::Count(_))).then_some((call.returned_us?, *call)));
+        let Some((cancelled_us, call)) = cancelled.min_by_key(|(returned, _)| *returned) else { continue };
+        let claims = index.stories.get(&row.id).map_or(&[][..], |story| story.claims.as_slice());
+        if let Some(claim) = claims.iter().find(|claim| claim.call.invoked_us > cancelled_us) {
+            let what = "handed out after its task was cancelled";
+            report.add(Invariant::I2, Harm::Other, Some(row.id), what, &[call, claim.call]);
+        }
+    }
+}
+
+/// What its holder gives up is not tried again.
+fn given_up_as_told(index: &Index<'_>, report: &mut Report) {
+    for (id, story) in &index.stories {
+        for end in story.ends.iter().filter(|end| matches!(end.way, Way::Fail { retriable: false, again: Some(true) }))
+        {
+            report.add(Invariant::I2, Harm::Other, Some(*id), "given up, and tried again", &[end.call]);
         }
     }
 }

@@ -7,6 +7,7 @@ const SLACK_US: i64 = 1_000;
 
 pub(super) fn check(index: &Index<'_>, report: &mut Report) {
     nothing_starts_late(index, report);
+    nothing_starts_early(index, report);
     creation_is_timed_by_the_database(index, report);
 }
 
@@ -30,6 +31,20 @@ fn nothing_starts_late(index: &Index<'_>, report: &mut Report) {
                 let what = format!("asked for {late} ms after its time to live, and handed out");
                 report.add(Invariant::I5, Harm::Other, Some(*id), what, &[claim.call]);
             }
+        }
+    }
+}
+
+/// What is delayed waits that long.
+fn nothing_starts_early(index: &Index<'_>, report: &mut Report) {
+    for row in &index.rows.messages {
+        let Some(delay) = row.said.as_ref().and_then(|said| said["delay"].as_i64()) else { continue };
+        let due = row.created_us + delay * 1_000;
+        let claims = index.stories.get(&row.id).map_or(&[][..], |story| story.claims.as_slice());
+        let early = claims.iter().find(|claim| claim.call.returned_us.is_some_and(|returned| returned < due));
+        if let Some(claim) = early {
+            let what = format!("started before its delay of {delay} ms was over");
+            report.add(Invariant::I5, Harm::Other, Some(row.id), what, &[claim.call]);
         }
     }
 }

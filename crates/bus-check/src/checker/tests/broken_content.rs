@@ -42,6 +42,10 @@ fn message_that_is_not_as_sent_breaks_i1() {
     script.breaks(Invariant::I1, "its priority is not");
 
     let mut script = described();
+    script.rows.messages[0].said.as_mut().expect("said")["ttl"] = json!(5_000);
+    script.breaks(Invariant::I1, "its time to live is not");
+
+    let mut script = described();
     script.rows.messages[0].group_key = Some("g".to_owned());
     script.breaks(Invariant::I1, "its group is not");
 }
@@ -126,6 +130,52 @@ fn lease_renewed_for_a_former_holder_breaks_i3() {
     script.complete("b", 1, 2, true);
     script.row(1, "done", "b", 2);
     script.breaks(Invariant::I3, "was renewed although");
+}
+
+#[test]
+fn lease_renewed_after_it_lapsed_breaks_i3() {
+    let mut script = Script::default();
+    script.send(1);
+    script.claim("a", 1, 1);
+    script.later(2 * LEASE_MS);
+    let asked = Operation::Extend { holder: "a".to_owned(), held: vec![held(1, 1)], lease_ms: LEASE_MS };
+    script.call(asked, ok(Answer::Still(vec![id(1)])));
+    script.complete("a", 1, 1, true);
+    script.row(1, "done", "a", 1);
+    script.breaks(Invariant::I3, "ms after its lease");
+}
+
+#[test]
+fn message_that_is_given_up_or_cancelled_starts_no_more() {
+    let mut script = Script::default();
+    script.send(1);
+    script.claim("a", 1, 1);
+    let asked = Operation::Fail { holder: "a".to_owned(), held: held(1, 1), retriable: false };
+    script.call(asked, ok(Answer::Settled(Some(true))));
+    script.claim("a", 1, 2);
+    script.complete("a", 1, 2, true);
+    script.row(1, "done", "a", 2);
+    script.breaks(Invariant::I2, "given up, and tried again");
+
+    let mut script = Script::default();
+    script.send(1);
+    script.call(Operation::Cancel { root: id(1) }, ok(Answer::Count(0)));
+    script.claim("a", 1, 1);
+    script.complete("a", 1, 1, true);
+    script.row(1, "done", "a", 1);
+    script.breaks(Invariant::I2, "handed out after its task was cancelled");
+}
+
+#[test]
+fn message_that_starts_within_its_delay_breaks_i5() {
+    let delayed = |delay_ms: i64| {
+        let mut script = Script::default();
+        done(&mut script, 1);
+        script.rows.messages[0].said = Some(json!({"tenant": "acme", "delay": delay_ms}));
+        script
+    };
+    delayed(1).passes();
+    delayed(60_000).breaks(Invariant::I5, "before its delay of 60000 ms");
 }
 
 #[test]
