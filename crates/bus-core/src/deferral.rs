@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{Bus, Error, Fence};
 
 impl Bus {
-    /// Hands claims back unworked, to be claimed again after `wait`: a second for each time before at least, an hour at
+    /// Hands claims back unworked, to be claimed again after `wait`: a second for each time before at least, a year at
     /// most. It counts against no message's attempts. What was handed back 1000 times becomes a dead letter, as does what
     /// waits when its time to live passes. Answers how many wait.
     ///

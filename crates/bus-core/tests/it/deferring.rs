@@ -80,7 +80,7 @@ async fn deferrals_of_a_message_grow_longer_and_have_an_end() {
     assert!(seconds.eq([0.0, 1.0, 2.0]), "{waits:?}");
     let claimed = claim_one(&bus, "w").await;
     bus.defer(&[claimed.fence()], "w", Duration::MAX, "circuit is open").await.unwrap();
-    assert!((waits_ms(&bus, id).await - 3_600_000.0).abs() < 10_000.0);
+    assert!((waits_ms(&bus, id).await - 31_536_000_000.0).abs() < 10_000.0, "a year is for ever");
     delays_to_pass(&bus).await;
     let claimed = claim_one(&bus, "w").await;
     sqlx::query("update public.agent_messages set attempts = 1000, released = 1000").execute(bus.pool()).await.unwrap();

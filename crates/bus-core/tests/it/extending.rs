@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cogo_bus_core::{Bus, Claimed, Completion};
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 use tokio_util::task::TaskTracker;
 
 use crate::support::{bus, claim, leases_to_pass, message, misplaced, numbered, until_somebody_waits_for_a_lock};
@@ -124,4 +125,52 @@ async fn cancelling_one_of_a_large_claim_takes_it_from_its_holder() {
     assert_eq!(bus.history(held[0].id).await.unwrap()[0].outcome, "running", "also before a heartbeat");
     assert_eq!(bus.complete_many(&ended, "w").await.unwrap().len(), 79);
     assert_eq!(held_rows(&bus).await, 0, "nothing counts as running");
+}
+
+#[tokio::test]
+async fn lease_that_no_claim_would_have_is_refused_wherever_one_is_renewed() {
+    let (bus, _database) = bus().await;
+    bus.enqueue_many(&numbered(1)).await.unwrap();
+    let held = claim(&bus, "w", 1).await.remove(0);
+    let lease = async || {
+        let lease = sqlx::query_scalar("select lease_until::text from bus.claims");
+        let lease: String = lease.fetch_one(bus.pool()).await.unwrap();
+        lease
+    };
+    let before = lease().await;
+    let id = held.id;
+    let extend = |ms: &str| format!("select bus.extend(array['{id}']::uuid[], array[1]::smallint[], 'w', {ms})");
+    let renew = |ms: &str| format!("select bus.renew('w', '{{\"{id}\": 1}}', {ms})");
+    for statement in [
+        extend("30"),
+        extend("99"),
+        extend("null"),
+        extend("86400001"),
+        extend("9223372036854775807"),
+        renew("30"),
+        renew("null"),
+        renew("-1"),
+        format!("select bus.emit('{id}', 'w', 1::smallint, 1, array['{{}}']::jsonb[], 30)"),
+        format!("select bus.emit_one('{id}', 'w', 1::smallint, 1, '{{}}', 30)"),
+        format!(
+            "select bus.work(jsonb_build_object('agent_service', 'test', 'agent_role', 'work', 'run', '{id}',
+               'holder', 'worker/0#{id}', 'lease_ms', 30, 'concurrency', 0), '{{}}')"
+        ),
+    ] {
+        let refused = sqlx::query(AssertSqlSafe(statement.clone())).execute(bus.pool()).await.expect_err(&statement);
+        let refused = refused.into_database_error().unwrap();
+        let said = (refused.code(), refused.message());
+        assert_eq!(said, (Some("22023".into()), "A lease lasts 100 ms to 24 h"), "{statement}");
+    }
+    assert_eq!(lease().await, before);
+    // what is said of no length keeps the one that the lease has, however long that became
+    sqlx::query("update bus.claims set lease_until = clock_timestamp() + interval '2 days'")
+        .execute(bus.pool())
+        .await
+        .unwrap();
+    let emit = format!("select bus.emit_one('{id}', 'w', 1::smallint, 1, '{{}}', null)");
+    sqlx::query(AssertSqlSafe(emit)).execute(bus.pool()).await.unwrap();
+    for ms in ["100", "86400000"] {
+        sqlx::query(AssertSqlSafe(extend(ms))).execute(bus.pool()).await.unwrap();
+    }
 }
