@@ -6,21 +6,21 @@ worker["key_proof"] = hashlib.sha256(os.environ.get("AGENT_KEY", "").strip().enc
 connect = functools.partial(psycopg.AsyncConnection.connect, os.environ["DATABASE_URL"], autocommit=True,
                             connect_timeout=5, keepalives_idle=15, tcp_user_timeout=15000)
 idle, in_hand, wake = [], {}, asyncio.Event()  # connections; messages by their ids, each with its job
-
-async def call(function, *values, writes=None, patience=int(os.environ.get("PATIENCE_MS", 15000)) / 1000):
+async def call(asked, *values, writes=None, patience=int(os.environ.get("PATIENCE_MS", 15000)) / 1000):
     "Calls a function, in one transaction after `writes`; again while the database is away or the answer is pending."
     for tries in itertools.count():
         try:
             link = idle.pop() if idle else await connect()  # one that fails is forgotten, and thereby closed
             async with asyncio.timeout(patience), link.transaction() if writes else contextlib.nullcontext():
                 if writes: await writes(link)
-                answer = (await (await link.execute(f"select to_jsonb(f) from {function} as f", values)).fetchone())[0]
+                answer, = await (await link.execute(f"select (select to_jsonb(f) from {asked} f)", values)).fetchone()
             idle.append(link)
             if not isinstance(answer, dict) or answer.get("status") != "pending": return answer
         except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, TimeoutError) as error:
             if not re.match("08|40|53|57|58|55P03|25006", getattr(error, "sqlstate", None) or "08"): raise
-            if not tries: print(f"{function}, again until it works: {str(error) or repr(error)}", file=sys.stderr)
+            if not tries: print(f"{asked}, again until it works: {str(error) or repr(error)}", file=sys.stderr)
         await asyncio.sleep(0.05 * 2 ** min(tries, 4))
+def rows(asked, *values): return call(f"coalesce((select jsonb_agg(r) from {asked} as r), '[]')", *values)  # of a set
 
 async def run(handle, message):
     fence = [message[name] for name in ("id", "holder", "attempt")]

@@ -6,17 +6,18 @@ type Handle = (message: any, emit: (part: any) => Promise<unknown>, signal: Abor
 const ours = /^(AGENT_(SERVICE|ROLE|SHARD|DOMAIN|VERSION)|HOLDER_ID|CONCURRENCY|(BEAT|BUS_POLL|LEASE|GRACE)_MS)$/;
 const worker: any = { key_proof: createHash("sha256").update((process.env.AGENT_KEY ?? "").trim()).digest("hex") };
 for (const [name, value] of Object.entries(process.env)) if (ours.test(name)) worker[name.toLowerCase()] = value;
-const sql = postgres(process.env.DATABASE_URL!, { connect_timeout: 5, keep_alive: 15, backoff: () => 1 });
-const inHand = new Map<string, any>(); let wake = () => {};
+const [sql, theirs] = [10, +(worker.concurrency ?? 8) + 2].map((max) => // what handlers do must hold up no lease
+  postgres(process.env.DATABASE_URL!, { max, connect_timeout: 5, keep_alive: 15, backoff: () => 1 }));
+const inHand = new Map<string, any>(), patience = +(process.env.PATIENCE_MS ?? 15000); let wake = () => {};
 
 /** Calls a function, in one transaction after `writes`; again while the database is away or the answer is pending. */
 export async function call(question: string, values: any[], writes?: (own: any) => Promise<unknown>): Promise<any> {
-  const ask = (line: any) => line.unsafe(`select to_jsonb(f) answer from ${question} as f`, values, { prepare: true });
-  const silence = () => sleep(+(process.env.PATIENCE_MS ?? 15000)).then(() => Promise.reject({ code: "ETIMEDOUT" }));
+  const ask = (line: any = question.startsWith("bus.work(") ? sql : theirs) =>
+    line.unsafe(`select (select to_jsonb(f) from ${question} as f) answer`, values, { prepare: true });
+  const inTime = () => Promise.race([ask(), sleep(patience).then(() => Promise.reject({ code: "ETIMEDOUT" }))]);
   for (let tries = 0; ; await sleep(50 * 2 ** Math.min(tries++, 4))) {
     try {
-      const asked = writes ? sql.begin((own) => writes(own).then(() => ask(own))) : Promise.race([ask(sql), silence()]);
-      const [{ answer }] = await asked;
+      const [{ answer }] = await (writes ? theirs.begin((own) => writes(own).then(() => ask(own))) : inTime());
       if (answer?.status !== "pending") return answer;
     } catch (error: any) {
       if (!/^(08|40|53|57|58|55P03|25006|CONN|E[A-Z]+$)/.test(error?.code)) throw error; // these go by
@@ -24,6 +25,7 @@ export async function call(question: string, values: any[], writes?: (own: any) 
     }
   }
 }
+export const rows = (set: string, values: any[]) => call(`coalesce((select jsonb_agg(r) from ${set} r), '[]')`, values);
 
 async function run(handle: Handle, message: any) {
   const { id, holder, attempt, lease_ms } = message;
@@ -35,7 +37,7 @@ async function run(handle: Handle, message: any) {
     const { writes, ...ending } = await handle(message, emit, mine.lost.signal);
     if (writes) await call("bus.settle_or_raise($1, $2, $3, $4)", [id, holder, attempt, sql.json(ending)], writes);
     mine.ending = JSON.stringify(ending);
-  } catch (error: any) { mine.ending = JSON.stringify({ error: String(error), code: error?.code }); }
+  } catch (e: any) { mine.ending = JSON.stringify({ error: String(e).replace(/[\0\p{Cs}]/gu, "�"), code: e?.code }); }
   wake();
 }
 
@@ -49,12 +51,10 @@ export async function serve(handle: Handle) {
   while (worker.next_ms !== null) {
     const woken = new Promise<void>((resolve) => { wake = resolve; });
     const held = Object.fromEntries([...inHand].map(([id, { attempt, ending }]) => [id, { attempt, ending }]));
-    const step = await call("bus.work($1, $2)", [worker, held]);
-    Object.assign(worker, step.worker);
+    const step = await call("bus.work($1, $2)", [worker, held]); Object.assign(worker, step.worker);
     for (const id of step.over) { inHand.get(id).lost.abort(new Error("it is over")); inHand.delete(id); }
     for (const message of step.messages) run(handle, message);
-    const timer = setTimeout(wake, worker.next_ms ?? 0);
-    await woken.finally(() => clearTimeout(timer));
+    const timer = setTimeout(wake, worker.next_ms ?? 0); await woken.finally(() => clearTimeout(timer));
   }
   process.exit();
 }

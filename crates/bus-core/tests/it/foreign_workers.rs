@@ -1,5 +1,6 @@
 //! The example workers in Python and TypeScript beside one in Rust: killed, frozen, stopped, and nothing done twice.
 
+mod batches;
 mod contract;
 mod fleet;
 mod language;

@@ -125,3 +125,42 @@ async fn ending_of_a_lost_claim_writes_nothing_and_one_with_a_strange_field_is_r
     assert_eq!((&row["result"], &row["result_snippet"]), (&json!([1, 2]), &json!("[1, 2]")));
     assert_eq!(settle(&bus, &claimed, "w#1", json!({"result": 2})).await.unwrap(), None, "once");
 }
+
+#[tokio::test]
+async fn error_that_is_null_is_none_and_one_without_words_is_one() {
+    let (bus, _database) = bus().await;
+    let nothing_failed = json!({"result": 1, "error": null, "code": null, "retriable": null, "defer_ms": null});
+    let without_words = json!({"error": "", "result": null, "snippet": null, "url": null, "follow_ups": []});
+    for (ending, status) in [(nothing_failed, "done"), (json!({"error": null}), "done"), (without_words, "queued")] {
+        bus.enqueue(&message(json!({}))).await.unwrap();
+        let claimed = claim_one(&bus, "w#1").await;
+        assert_eq!(settle(&bus, &claimed, "w#1", ending.clone()).await.unwrap().as_deref(), Some(status), "{ending}");
+        let row = bus.message(claimed.id).await.unwrap().unwrap();
+        let error = if status == "done" { json!(null) } else { json!("no reason given") };
+        assert_eq!((&row["result"], &row["error"]), (&json!(ending["result"]), &error), "{row}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_failure_would_lose_is_refused_with_its_error() {
+    let (bus, _database) = bus().await;
+    bus.enqueue(&message(json!({}))).await.unwrap();
+    let claimed = claim_one(&bus, "w#1").await;
+    let child = json!({"service": "test", "role": "work"});
+    for (ending, words) in [
+        (json!({"error": "why", "result": 0}), "An ending has an error or result, not both; the error: why"),
+        (json!({"error": "", "snippet": "s"}), "An ending has an error or snippet, not both; the error: "),
+        (json!({"error": "why", "url": "u"}), "An ending has an error or url, not both; the error: why"),
+        (json!({"defer_ms": 1, "follow_ups": [child]}), "An ending has defer_ms or follow_ups, not both"),
+    ] {
+        let refused =
+            settle(&bus, &claimed, "w#1", ending.clone()).await.expect_err(words).into_database_error().unwrap();
+        assert_eq!((refused.code().as_deref(), refused.message()), (Some("22023"), words), "{ending}");
+    }
+    // a worker that says all at once is told in the row of the message
+    let said = json!({claimed.id.to_string(): {"attempt": 1, "ending": {"error": "why", "result": 0}}});
+    let told: Value =
+        sqlx::query_scalar("select bus.settle_many('w#1', $1)").bind(said).fetch_one(bus.pool()).await.unwrap();
+    assert_eq!(told, json!({claimed.id.to_string(): "failed"}));
+    assert!(bus.message(claimed.id).await.unwrap().unwrap()["error"].as_str().unwrap().ends_with("the error: why"));
+}

@@ -62,25 +62,30 @@ impl Language {
 
     /// A worker of test/work/0 with a long lease, four hands and no time of grace, unless the settings say otherwise.
     pub(super) fn start(self, url: &str, settings: &[(&str, &str)]) -> Child {
-        self.run(url, settings)
+        self.run("handler", url, settings)
+    }
+
+    /// The same with a handler of batches.
+    pub(super) fn start_batches(self, url: &str, settings: &[(&str, &str)]) -> Child {
+        self.run("batch", url, settings)
     }
 
     /// The same as a member of the fleet.
     pub(super) fn start_agent(self, url: &str, settings: &[(&str, &str)]) -> Child {
-        self.run(url, &[&[("AGENT_DOMAIN", "test")], settings].concat())
+        self.run("handler", url, &[&[("AGENT_DOMAIN", "test")], settings].concat())
     }
 
-    fn run(self, url: &str, settings: &[(&str, &str)]) -> Child {
+    fn run(self, source: &str, url: &str, settings: &[(&str, &str)]) -> Child {
         let mut command = match self {
             Self::Python => {
                 let mut command = Command::new(python());
-                command.arg("handler.py").env("PYTHONDONTWRITEBYTECODE", "1");
+                command.arg(format!("{source}.py")).env("PYTHONDONTWRITEBYTECODE", "1");
                 command
             }
             Self::TypeScript => {
                 expect_node_packages();
                 let mut command = Command::new("node");
-                command.args(["--import", "tsx", "handler.ts"]);
+                command.args(["--import", "tsx"]).arg(format!("{source}.ts"));
                 command
             }
         };

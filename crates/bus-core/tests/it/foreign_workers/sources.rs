@@ -20,6 +20,6 @@ fn no_source_of_the_example_workers_has_more_than_60_lines_or_a_line_of_more_tha
         seen.push(name);
     }
     seen.sort();
-    let expected = ["handler", "worker"].map(|name| [format!("{name}.py"), format!("{name}.ts")]);
+    let expected = ["batch", "handler", "worker"].map(|name| [format!("{name}.py"), format!("{name}.ts")]);
     assert_eq!(seen, expected.concat());
 }

@@ -32,6 +32,10 @@ in_both_languages!(
     worker_of_another_shard_takes_only_its_own,
     message_that_its_reader_cannot_read_costs_no_other,
     parts_that_are_sent_at_once_are_stored_in_their_order,
+    as_many_write_at_once_as_there_are_hands,
+    join_reads_what_all_of_its_children_came_to,
+    call_answers_one_row_or_null_and_refuses_more,
+    exception_with_a_nul_fails_as_any_other,
 );
 
 async fn work_ends_with_its_time_to_live(language: Language) {
@@ -279,4 +283,80 @@ async fn parts_that_are_sent_at_once_are_stored_in_their_order(language: Languag
     let numbers: Vec<_> = parts.iter().map(|part| (part.seq, part.content["part"].as_i64())).collect();
     let expected: Vec<_> = (1..=41).map(|seq| (seq, (seq > 1).then(|| i64::from(seq) - 2))).collect();
     assert_eq!(numbers, expected, "one that shows the holder, then those of the order");
+}
+
+/// Each waits until all have begun: that one of them finds no connection, or the worker none beside them, ends in a hang.
+async fn as_many_write_at_once_as_there_are_hands(language: Language) {
+    let (bus, database) = bus().await;
+    table_of_deposits(&bus).await;
+    sqlx::raw_sql(
+        "create sequence public.begun;
+         create function public.wait_for_all() returns trigger language plpgsql set search_path = pg_catalog, pg_temp
+         as $$ begin
+           perform nextval('public.begun');
+           while (select last_value from public.begun) < 12 loop perform pg_sleep(0.01); end loop;
+           return new;
+         end $$;
+         create trigger wait_for_all before insert on public.deposits
+           for each row execute function public.wait_for_all()",
+    )
+    .execute(bus.pool())
+    .await
+    .unwrap();
+    let _worker = language.start(&database.url, &[("CONCURRENCY", "12")]);
+    let mut sent = Vec::new();
+    for _ in 0..12 {
+        sent.push(send(&bus, order(json!({"deposit": 1}))).await);
+    }
+    for id in sent {
+        let row = ended(&bus, id).await;
+        assert_eq!((&row["status"], &row["attempts"]), (&json!("done"), &json!(1)), "{row}");
+    }
+    assert_eq!(deposits(&bus).await.len(), 12);
+}
+
+async fn join_reads_what_all_of_its_children_came_to(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let children = json!([{}, {"failure": {"retriable": false}}, {}]);
+    let id = send(&bus, order(json!({"fan_out": children}))).await;
+    assert_eq!(ended(&bus, id).await["status"], "done");
+    let joins = "select id from public.agent_messages where parent_id = $1 and payload ? 'join'";
+    let join: Uuid = sqlx::query_scalar(joins).bind(id).fetch_one(bus.pool()).await.unwrap();
+    let row = ended(&bus, join).await;
+    assert_eq!((&row["status"], &row["attempts"]), (&json!("done"), &json!(1)), "{row}");
+    let joined = row["result"]["joined"].as_array().unwrap();
+    let statuses: Vec<_> = joined.iter().map(|one| one["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["done", "failed", "done"], "{row}");
+    assert!(joined[0]["result"]["holder"].as_str().unwrap().starts_with(language.instance()), "{row}");
+    let of_nothing = send(&bus, order(json!({"join": []}))).await;
+    assert_eq!(ended(&bus, of_nothing).await["result"]["joined"], json!([]), "a set without rows is an empty list");
+}
+
+async fn call_answers_one_row_or_null_and_refuses_more(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let known = [send(&bus, order(json!({}))).await, send(&bus, order(json!({}))).await];
+    let none = send(&bus, order(json!({"look_up": []}))).await;
+    let row = ended(&bus, none).await;
+    assert_eq!((&row["status"], &row["result"]["found"]), (&json!("done"), &Value::Null), "{row}");
+    let one = send(&bus, order(json!({"look_up": [known[0]]}))).await;
+    assert_eq!(ended(&bus, one).await["result"]["found"]["id"], json!(known[0]));
+    let mut several = order(json!({"look_up": known}));
+    several.max_attempts = Some(1);
+    let row = ended(&bus, send(&bus, several).await).await;
+    assert!(row["error"].as_str().unwrap().contains("more than one row"), "{row}");
+}
+
+async fn exception_with_a_nul_fails_as_any_other(language: Language) {
+    let (bus, database) = bus().await;
+    let _worker = language.start(&database.url, &[]);
+    let mut once = order(json!({"raise": "as was to be"}));
+    once.max_attempts = Some(1);
+    let row = ended(&bus, send(&bus, once).await).await;
+    assert_eq!(row["status"], "failed", "{row}");
+    assert!(row["error"].as_str().unwrap().contains("as was to be"), "{row}");
+    let again = send(&bus, order(at_first(json!({"raise": "as was to be"})))).await;
+    let row = until(&bus, again, |row| !row["retry_at"].is_null() || !row["done_at"].is_null()).await;
+    assert_eq!(row["status"], "queued", "{row}");
 }
