@@ -68,6 +68,11 @@ pub(super) async fn run(actor: &mut Actor, settings: &WorkerSettings) {
             continue;
         }
         actor.fault.at(Point::Claimed);
+        if actor.chance.percent(2) {
+            // its lease has just lapsed, and perhaps nobody has taken anything back yet
+            let late = Duration::from_millis(10 + actor.chance.below(60));
+            actor.pause(lease + late).await;
+        }
         match settings.handling {
             Handling::OneByOne => work(actor, claimed, lease).await,
             Handling::Batch { work_ms } => batch::work(actor, &claimed, Duration::from_millis(work_ms)).await,
@@ -124,6 +129,9 @@ async fn work(actor: &mut Actor, claimed: Vec<Claimed>, lease: Duration) {
     for message in &slow {
         let (bus, holder, fences) = (actor.bus.clone(), actor.name.clone(), [message.fence()]);
         heartbeats.spawn(async move { bus.extend(&fences, &holder, lease).await });
+    }
+    if plain.len() > 1 && actor.chance.percent(5) {
+        cheat_with_many(actor, &plain).await;
     }
     complete_all(actor, &plain).await;
     while heartbeats.join_next().await.is_some() {}
@@ -205,6 +213,20 @@ async fn extend_and_complete(actor: &mut Actor, message: &Claimed, lease: Durati
     }
     actor.pause(SLOW_WORK).await;
     complete(actor, message, 0).await;
+}
+
+/// What must be refused of many at once as it is of one.
+async fn cheat_with_many(actor: &Actor, ended: &[(Fence, Completion)]) {
+    let fences: Vec<Fence> = ended.iter().map(|(fence, _)| fence.clone()).collect();
+    let later: Vec<_> =
+        ended.iter().map(|(fence, end)| (Fence { attempt: fence.attempt + 1, ..fence.clone() }, end.clone())).collect();
+    let lie = Failure { reason: "a lie".to_owned(), retriable: false, retry_after: None };
+    let lies: Vec<_> = fences.iter().map(|fence| (fence.clone(), lie.clone())).collect();
+    let _ = actor.bus.complete_many(&later, &actor.name).await;
+    let _ = actor.bus.complete_many(ended, "somebody-else").await;
+    let _ = actor.bus.fail_many(&lies, "somebody-else").await;
+    let _ = actor.bus.release(&fences, "somebody-else").await;
+    let _ = actor.bus.extend(&fences, "somebody-else", Duration::from_secs(60)).await;
 }
 
 /// Everything that must be refused, then the real completion twice.

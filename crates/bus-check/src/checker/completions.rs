@@ -52,7 +52,8 @@ pub(super) fn check(index: &Index<'_>, report: &mut Report) {
 
 /// Nobody renews what is somebody else's by now.
 fn leases_are_renewed_for_their_holders(index: &Index<'_>, report: &mut Report) {
-    for extension in index.extensions.values().flatten() {
+    let extensions = index.extensions.iter().flat_map(|(holder, all)| all.iter().map(move |one| (*holder, one)));
+    for (holder, extension) in extensions {
         let Some(Answer::Still(still)) = extension.call.answer() else { continue };
         for held in extension.held.iter().filter(|held| still.contains(&held.id)) {
             let claims = index.stories.get(&held.id).map_or(&[][..], |story| story.claims.as_slice());
@@ -64,7 +65,11 @@ fn leases_are_renewed_for_their_holders(index: &Index<'_>, report: &mut Report) 
                 let what = format!("attempt {} was renewed although {} was given out", held.attempt, later.attempt());
                 report.add(Invariant::I3, Harm::Stale, Some(held.id), what, &[later.call, extension.call]);
             }
-            let own = claims.iter().find(|claim| claim.attempt() == held.attempt);
+            let own = claims.iter().find(|claim| claim.attempt() == held.attempt && claim.holder == holder);
+            if own.is_none() && !index.may_not_know(holder, extension.call.invoked_us) {
+                let what = format!("attempt {} was renewed for {holder}, who was not given it", held.attempt);
+                report.add(Invariant::I3, Harm::Stale, Some(held.id), what, &[extension.call]);
+            }
             if let Some(own) = own
                 && let Some(until) = leased_until(index, own, Some(extension.call))
                 && extension.call.invoked_us > until + SLACK_US

@@ -133,6 +133,18 @@ fn lease_renewed_for_a_former_holder_breaks_i3() {
 }
 
 #[test]
+fn lease_renewed_for_one_who_never_held_it_breaks_i3() {
+    let mut script = Script::default();
+    script.send(1);
+    script.claim("a", 1, 1);
+    let asked = Operation::Extend { holder: "b".to_owned(), held: vec![held(1, 1)], lease_ms: LEASE_MS };
+    script.call(asked, ok(Answer::Still(vec![id(1)])));
+    script.complete("a", 1, 1, true);
+    script.row(1, "done", "a", 1);
+    script.breaks(Invariant::I3, "renewed for b, who was not given it");
+}
+
+#[test]
 fn lease_renewed_after_it_lapsed_breaks_i3() {
     let mut script = Script::default();
     script.send(1);
