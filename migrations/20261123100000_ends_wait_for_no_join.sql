@@ -13,7 +13,7 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set jit = off
-set lock_timeout = '100ms'
+set lock_timeout = '1s'
 as $$
 begin
   perform bus.lock_rows(lock_rows_soon.messages);
@@ -24,7 +24,8 @@ end
 $$;
 revoke all on function bus.lock_rows_soon(uuid[]) from public, anon, authenticated;
 
--- Locks these, and what awaits them unless somebody keeps that; answers those of which something that awaits them is not locked.
+-- Locks these, and what awaits them unless somebody keeps that for a second; answers those of which something that awaits them is
+-- not locked.
 create function bus.lock_ended(messages uuid[]) returns uuid[]
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -36,9 +37,13 @@ declare
   waiting uuid[];
   locked uuid[];
 begin
-  -- most who have one are done with it at once; others keep a transaction open, and many ends would wait with this one
-  if bus.lock_rows_soon(lock_ended.messages) then
-    return '{}';
+  -- all who end at the same moment are through soon; who keeps a transaction open would hold up many ends
+  if current_setting('bus.has_waited', true) is distinct from 'on' then
+    if bus.lock_rows_soon(lock_ended.messages) then
+      return '{}';
+    end if;
+    -- once in a transaction is enough
+    perform set_config('bus.has_waited', 'on', true);
   end if;
   perform from public.agent_messages m where m.id = any (lock_ended.messages) order by m.id for no key update;
   -- whoever comes to await them now has to wait
@@ -329,12 +334,15 @@ begin
   for u in select t.* from bus.unsettled t order by t.seen nulls first, t.id limit max_rows for update skip locked loop
     if u.ended is not null then
       -- what somebody has is left for the next time
-      if bus.try_end(u.ended) then
-        perform bus.count_down(array[u.ended]);
-        delete from bus.unsettled t where t.id = u.id;
-      else
-        update bus.unsettled t set seen = clock_timestamp() where t.id = u.id;
-      end if;
+      update bus.unsettled t set seen = clock_timestamp() where t.id = u.id;
+      begin
+        if bus.try_end(u.ended) then
+          perform bus.count_down(array[u.ended]);
+          delete from bus.unsettled t where t.id = u.id;
+        end if;
+      exception when others then
+        raise warning 'What awaits message % cannot go on: %', u.ended, sqlerrm;
+      end;
       continue;
     end if;
     if u.at < clock_timestamp() - interval '1 hour' then

@@ -12,6 +12,7 @@ def batched(handle_all, most, wait_ms):
         try:
             endings = await handle_all([(message, emit) for message, emit, _ in batch])
             if len(endings) != len(batch): raise ValueError(f"{len(batch)} messages and {len(endings)} endings")
+        except asyncio.CancelledError: endings = [RuntimeError("the batch was cancelled")] * len(batch)
         except Exception as error: endings = [error] * len(batch)
         for (_, _, ended), ending in zip(batch, endings):
             if ended.done(): continue  # lost or cancelled meanwhile, while the others went on

@@ -25,11 +25,11 @@ def rows(asked, *values): return call(f"coalesce((select jsonb_agg(r) from {aske
 async def run(handle, message):
     fence = [message[name] for name in ("id", "holder", "attempt")]
     store, turn, stored = functools.partial(call, "bus.emit_one(%s, %s, %s, %s, %s, %s)", *fence), asyncio.Lock(), []
-    async def emit(part):  # in turn, and what is refused has no number, since there must be no gap
+    async def in_turn(part):  # what is refused has no number, since there must be no gap
         async with turn: stored.append(await store(len(stored) + 1, json.dumps(part), message["lease_ms"]))
         return stored[-1]
-    try:
-        ending = await handle(message, emit)
+    try:  # a part that its handler gives up may be stored all the same
+        ending = await handle(message, lambda part: asyncio.shield(in_turn(part)))
         writes, said = ending.pop("writes", None), json.dumps(ending)
         if writes: await call("bus.settle_or_raise(%s, %s, %s, %s)", *fence, said, writes=writes, patience=None)
         message["ending"] = said

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use cogo_contracts::{NewMessage, Route};
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, Row, postgres::PgRow};
+use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
@@ -60,6 +61,8 @@ pub struct Claimed {
     pub waited_ms: i64,
     /// Milliseconds until its time to live passes, by the database clock at the claim.
     pub remaining_ms: Option<i64>,
+    /// When the database was asked, by this process's clock: before its clock was read.
+    pub asked_at: Instant,
 }
 
 /// A row of `bus.claim`, by position: looking up twelve names for each message costs as much as reading them.
@@ -77,7 +80,7 @@ struct Unreadable {
 
 impl ClaimedRow {
     /// Unchecked means: the types are those of the statement above it, and are not compared again for each field.
-    fn read(row: &PgRow) -> Result<Result<Self, Unreadable>, sqlx::Error> {
+    fn read(row: &PgRow, asked_at: Instant) -> Result<Result<Self, Unreadable>, sqlx::Error> {
         let fence = Fence { id: row.try_get_unchecked(0)?, attempt: row.try_get_unchecked(1)? };
         let headers: Option<&str> = row.try_get_unchecked(5)?;
         let (payload, headers) = (
@@ -100,6 +103,7 @@ impl ClaimedRow {
             reply_to: row.try_get_unchecked(8)?,
             waited_ms: row.try_get_unchecked(9)?,
             remaining_ms: row.try_get_unchecked(10)?,
+            asked_at,
         };
         Ok(Ok(Self { message, priority: row.try_get_unchecked(11)?, created_at: row.try_get_unchecked(12)? }))
     }
@@ -168,6 +172,8 @@ impl Bus {
     /// When the database does not answer or refuses the request.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<Claimed>, Error> {
         let mut line = self.lines.lend().await?;
+        // that a connection was long in coming costs no message its time
+        let asked_at = Instant::now();
         let rows = sqlx::query(
             // what most messages do not have comes as null, which costs nothing to send and to read
             "select id, attempt, max_attempts, tenant, payload::text, nullif(headers, '{}')::text, nullif(root_id, id),
@@ -186,7 +192,7 @@ impl Bus {
         let rows = line.back(rows)?;
         let mut claimed = Vec::with_capacity(rows.len());
         for row in &rows {
-            match ClaimedRow::read(row)? {
+            match ClaimedRow::read(row, asked_at)? {
                 Ok(message) => claimed.push(message),
                 // it must not cost those that were claimed with it
                 Err(Unreadable { fence, error }) => {

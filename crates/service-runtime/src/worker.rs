@@ -275,6 +275,7 @@ impl<H: Handler> Worker<H> {
             Err(error) => return self.unreachable(begun, "claim next messages", error),
         };
         debug!(route = %self.route, count = claimed.len(), "claimed");
+        let asked = claimed.first().map_or(asked, |first| first.asked_at);
         // counted here and not in the tasks, so that the next turn sees them
         self.attempts.start(self.attempts.take_in_hand(claimed, &holder.into(), asked));
         Turn::Started

@@ -167,8 +167,8 @@ async fn remove_messages(bus: &Bus, keep: Duration, batch: u32) -> Result<u64, E
         let removed = bus.retain(keep, batch).await?;
         total += removed;
         let left = bus.parts().await?;
-        // a day that was empty goes without a message
-        idle = if removed > 0 || left < parts { 0 } else { idle + 1 };
+        // a day that was empty goes without a message; a few that have just become old enough are no reason to go on
+        idle = if removed >= u64::from(batch) || left < parts { 0 } else { idle + 1 };
         parts = left;
         match idle {
             0 => tokio::time::sleep(BREATH).await,

@@ -67,16 +67,20 @@ fn cancelled_as_told(index: &Index<'_>, report: &mut Report) {
             report.add(Invariant::I2, Harm::Other, Some(*root), what, calls);
         }
     }
-    for row in index.rows.messages.iter().filter(|row| row.replay_of.is_none()) {
-        let cancels = [row.root_id, row.id].into_iter().filter_map(|id| index.cancels.get(&id)).flatten();
+    for (id, cancels) in &index.cancels {
+        let Some(story) = index.stories.get(id) else { continue };
+        // what a step of it was about to send meanwhile may start
+        let Some(sent_us) = story.sendings.iter().filter_map(|sending| sending.call.returned_us).min() else {
+            continue;
+        };
         let cancelled = cancels
-            .filter(|call| row.created_us < call.invoked_us)
+            .iter()
+            .filter(|call| sent_us < call.invoked_us)
             .filter_map(|call| matches!(call.answer(), Some(Answer::Count(_))).then_some((call.returned_us?, *call)));
         let Some((cancelled_us, call)) = cancelled.min_by_key(|(returned, _)| *returned) else { continue };
-        let claims = index.stories.get(&row.id).map_or(&[][..], |story| story.claims.as_slice());
-        if let Some(claim) = claims.iter().find(|claim| claim.call.invoked_us > cancelled_us) {
-            let what = "handed out after its task was cancelled";
-            report.add(Invariant::I2, Harm::Other, Some(row.id), what, &[call, claim.call]);
+        if let Some(claim) = story.claims.iter().find(|claim| claim.call.invoked_us > cancelled_us) {
+            let what = "handed out after it was cancelled";
+            report.add(Invariant::I2, Harm::Other, Some(*id), what, &[call, claim.call]);
         }
     }
 }

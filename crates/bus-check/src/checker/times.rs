@@ -42,12 +42,16 @@ fn nothing_starts_late(index: &Index<'_>, report: &mut Report) {
 fn nothing_starts_early(index: &Index<'_>, report: &mut Report) {
     for row in &index.rows.messages {
         let Some(delay) = row.said.as_ref().and_then(|said| said["delay"].as_i64()) else { continue };
-        let due = row.created_us + delay * 1_000;
-        let claims = index.stories.get(&row.id).map_or(&[][..], |story| story.claims.as_slice());
-        let early = claims.iter().find(|claim| claim.call.returned_us.is_some_and(|returned| returned < due));
-        if let Some(claim) = early {
-            let what = format!("started before its delay of {delay} ms was over");
-            report.add(Invariant::I5, Harm::Other, Some(row.id), what, &[claim.call]);
+        let Some(story) = index.stories.get(&row.id) else { continue };
+        // a replay, which nobody sent so, waits for nothing
+        let sendings = story.sendings.iter().filter(|sending| !sending.accepted.duplicate);
+        for sending in sendings {
+            let due = sending.call.invoked_us + delay * 1_000;
+            let early = story.claims.iter().find(|claim| claim.call.returned_us.is_some_and(|returned| returned < due));
+            if let Some(claim) = early {
+                let what = format!("started before its delay of {delay} ms was over");
+                report.add(Invariant::I5, Harm::Other, Some(row.id), what, &[sending.call, claim.call]);
+            }
         }
     }
 }

@@ -202,7 +202,7 @@ async fn weather(
     let former = round.former.len();
     let scene = scene.after(round.former);
     // limited claims go another way than those of a route without limits
-    let is_limited = round.number.is_multiple_of(2);
+    let is_limited = round.number.is_multiple_of(4);
     limit(&server.pool, is_limited.then_some(MOST_OF_A_TENANT)).await?;
     let mut storming = Storming::begin(scene, server, settings.lease, chance).await?;
     let begin = Instant::now();
@@ -289,7 +289,7 @@ async fn limit(pool: &PgPool, max_running: Option<u32>) -> anyhow::Result<()> {
 }
 
 /// How many messages of one tenant run at once in limited rounds.
-const MOST_OF_A_TENANT: u32 = 50;
+const MOST_OF_A_TENANT: u32 = 200;
 
 /// Claims of few and of many are kept differently by some layouts.
 const CLAIMS: [u16; 3] = [4, 40, 150];

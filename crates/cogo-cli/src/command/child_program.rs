@@ -72,6 +72,7 @@ mod tests {
             reply_to: None,
             waited_ms: 0,
             remaining_ms: None,
+            asked_at: tokio::time::Instant::now(),
         }
     }
 

@@ -241,6 +241,7 @@ impl ChildWorker {
         let claimed = in_time(patience, self.bus.claim(&request)).await;
         self.unsure = !matches!(claimed, Ok(_) | Err(BusError::Conflict { .. }));
         let claimed = claimed?;
+        let asked = claimed.first().map_or(asked, |first| first.asked_at);
         let due = if claimed.is_empty() {
             in_time(patience, self.bus.next_due_for(&self.route, Some(&self.instance))).await?
         } else {

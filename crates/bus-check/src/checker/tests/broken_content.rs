@@ -175,7 +175,7 @@ fn message_that_is_given_up_or_cancelled_starts_no_more() {
     script.claim("a", 1, 1);
     script.complete("a", 1, 1, true);
     script.row(1, "done", "a", 1);
-    script.breaks(Invariant::I2, "handed out after its task was cancelled");
+    script.breaks(Invariant::I2, "handed out after it was cancelled");
 }
 
 #[test]
@@ -188,6 +188,20 @@ fn message_that_starts_within_its_delay_breaks_i5() {
     };
     delayed(1).passes();
     delayed(60_000).breaks(Invariant::I5, "before its delay of 60000 ms");
+
+    // its replay is sent without one
+    let mut script = Script::default();
+    script.send(1);
+    script.claim("a", 1, 1);
+    script.fail("a", 1, 1, false);
+    script.row(1, "failed", "a", 1);
+    script.call(Operation::Replay { dead_letter: id(1) }, ok(Answer::Replayed(id(2))));
+    script.claim("a", 2, 1);
+    script.complete("a", 2, 1, true);
+    let row = script.row(2, "done", "a", 1);
+    row.replay_of = Some(id(1));
+    row.said = Some(json!({"tenant": "acme", "delay": 60_000, "awaits": [id(1)]}));
+    script.passes();
 }
 
 #[test]
